@@ -1,0 +1,116 @@
+"""A Dask cluster by one word of the run file, and running many small tasks on it.
+
+Tasks are handed out a few at a time. Handing out all of a large run at once costs the scheduler a second for every
+thousand tasks before the first one starts, and memory for as long as the run lasts.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster, as_completed
+from distributed.scheduler import KilledWorker
+
+from geochip.config import ClusterConfig, available_cpus
+from geochip.errors import InputError, WorkError
+
+_TASKS_IN_FLIGHT_PER_THREAD = 3
+
+# GDAL's default cache is 5 % of the machine for every process, which on a large shared node is more than a job's share.
+_WORKER_ENVIRONMENT = {
+    "GDAL_CACHEMAX": "256",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+@contextlib.contextmanager
+def dask_client(cluster: ClusterConfig, *, threads_per_worker: int = 1) -> Iterator[Client]:
+    """Connect to the cluster that the run file names; a local one lives as long as the context.
+
+    Args:
+        cluster: kind "local" starts worker processes on this machine, which listen on the loopback interface only; kind
+            "address" connects to a scheduler that runs already and is left running.
+        threads_per_worker: threads of each local worker.
+
+    Raises:
+        InputError: when no scheduler answers at the given address.
+    """
+    if cluster.kind == "address":
+        try:
+            client = Client(cluster.address, timeout="10s")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"cluster.address: no Dask scheduler answers at {cluster.address!r} ({' '.join(str(error).split())}); "
+                "start one, or use cluster.kind: local"
+            ) from None
+        with client:
+            yield client
+        return
+    with (
+        dask.config.set({"distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT}),
+        LocalCluster(
+            n_workers=cluster.workers or available_cpus(),
+            threads_per_worker=threads_per_worker,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.ERROR,
+        ) as local,
+        Client(local) as client,
+    ):
+        yield client
+
+
+def run_tasks(
+    client: Client,
+    function: Callable[..., Any],
+    tasks: Iterable[tuple[str, tuple[Any, ...]]],
+    on_result: Callable[[str, Any], None],
+) -> None:
+    """Run `function(*arguments)` on the cluster for every (key, arguments), a bounded number at a time.
+
+    Args:
+        client: where to run.
+        function: importable by the workers; returns something small.
+        tasks: keys, each its own, with the arguments; consumed as work proceeds.
+        on_result: called here, in this thread, with a key and its result, in the order in which tasks finish.
+
+    Raises:
+        WorkError: when worker processes die on a task again and again.
+        Exception: what the function raised, after the tasks in flight have been cancelled.
+    """
+    waiting = iter(tasks)
+    threads = sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+    keys: dict[Any, str] = {}
+
+    def submit_next() -> Any:
+        for key, arguments in waiting:
+            # Never remembered by Dask: a task that ran before, on another store of the same name, must run again.
+            future = client.submit(function, *arguments, pure=False)
+            keys[future] = key
+            return future
+        return None
+
+    first = [future for _ in range(max(threads, 1) * _TASKS_IN_FLIGHT_PER_THREAD) if (future := submit_next())]
+    if not first:
+        return
+    running = as_completed(first)
+    try:
+        for future in running:
+            key = keys.pop(future)
+            on_result(key, future.result())
+            future.release()
+            if (following := submit_next()) is not None:
+                running.add(following)
+    except KilledWorker as error:
+        raise WorkError(
+            f"task {key}: worker processes died on it again and again; most often memory ran out: "
+            "use fewer workers, or smaller chips or blocks"
+        ) from error
+    finally:
+        if keys:
+            client.cancel(list(keys))

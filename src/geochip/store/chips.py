@@ -1,0 +1,289 @@
+"""The chip store: a Zarr v3 hierarchy with a group for each split, made by many writers and read by many ranks.
+
+    /            attributes: what it was made from, class and band names, statistics of the train split, `complete`
+    /{split}     image (chip, band, y, x) in the scenes' own dtype, label (chip, y, x) uint8 with 255 = ignore, and
+                 small arrays along `chip` that say where each chip comes from and what it holds
+
+Chips stand in shards; a shard is one file and is written once, whole, by one task. What a position holds is fixed by
+the plan, so a shard that is written again gets the same bytes.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import tensorstore
+import zarr
+
+from geochip.config import IGNORE
+from geochip.errors import InputError
+from geochip.store._arrays import (
+    FORMAT_VERSION,
+    consolidate,
+    create_array,
+    open_tensorstore,
+    read_attributes,
+    write_small,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitLayout:
+    """Where the chips of one split come from, by position, and how many share a shard."""
+
+    name: str
+    scene_id: Sequence[str]
+    """(chip,) the scene of each chip."""
+    row_off: npt.NDArray[np.int64]
+    """(chip,) first row in the scene."""
+    col_off: npt.NDArray[np.int64]
+    """(chip,) first column in the scene."""
+    transform: npt.NDArray[np.float64]
+    """(chip, 6) affine coefficients a, b, c, d, e, f of each chip's own grid; (c, f) is its upper left corner."""
+    crs: Sequence[str]
+    """(chip,) CRS of each chip, as "EPSG:4326" or WKT; empty without one."""
+    shard: int
+    """Chips in a shard."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitResult:
+    """What the chips of one split turned out to hold, by position."""
+
+    valid_fraction: npt.NDArray[np.float32]
+    """(chip,) share of the pixels whose label is not 255, 0 to 1."""
+    class_fraction: npt.NDArray[np.float32]
+    """(chip, class) share of each class in those pixels, 0 to 1; 0 where there are none."""
+    written: npt.NDArray[np.bool_]
+    """(chip,) False for chips of a scene that could not be read."""
+
+
+def create_chip_store(
+    path: Path,
+    layouts: Sequence[SplitLayout],
+    *,
+    bands: int,
+    size: int,
+    dtype: str,
+    fill_value: float,
+    classes: Sequence[str],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Create a store with its plan and without pixels, all or nothing.
+
+    Args:
+        path: where; must not exist.
+        layouts: the splits.
+        bands: bands of a chip.
+        size: rows and columns of a chip.
+        dtype: NumPy name of the image's type.
+        fill_value: what image pixels read as that were never written.
+        classes: class names.
+        attributes: the root's attributes; `format_version` and `complete` are added.
+    """
+    building = path.with_name(f"{path.name}.creating")
+    shutil.rmtree(building, ignore_errors=True)
+    building.parent.mkdir(parents=True, exist_ok=True)
+    root = zarr.create_group(
+        str(building),
+        zarr_format=3,
+        attributes={"format_version": FORMAT_VERSION, **attributes, "complete": False},
+    )
+    # CF conventions 1.11, section 5: xarray carries these along with the pixels.
+    origin = {"coordinates": "scene_id row_off col_off x0 y0 crs"}
+    label_attributes = {
+        **origin,
+        "long_name": "class",
+        # CF conventions 1.11, section 3.5, Flags.
+        "flag_values": [*range(len(classes)), IGNORE],
+        "flag_meanings": " ".join([*(name.replace(" ", "_") for name in classes), "ignore"]),
+    }
+    for layout in layouts:
+        group = root.create_group(layout.name)
+        chips = len(layout.scene_id)
+        image_shape, label_shape = (bands, size, size), (size, size)
+        create_array(
+            group, "image", shape=(chips, *image_shape), dtype=dtype, dims=("chip", "band", "y", "x"),
+            chunks=(1, *image_shape), shards=(layout.shard, *image_shape), fill_value=fill_value, attributes=origin,
+        )  # fmt: skip
+        create_array(
+            group, "label", shape=(chips, *label_shape), dtype="uint8", dims=("chip", "y", "x"),
+            chunks=(1, *label_shape), shards=(layout.shard, *label_shape), fill_value=IGNORE,
+            attributes=label_attributes,
+        )  # fmt: skip
+        write_small(group, "scene_id", layout.scene_id, ("chip",))
+        write_small(group, "row_off", layout.row_off, ("chip",), {"long_name": "first row in the scene"})
+        write_small(group, "col_off", layout.col_off, ("chip",), {"long_name": "first column in the scene"})
+        write_small(group, "x0", layout.transform[:, 2].copy(), ("chip",), {"long_name": "x of the upper left corner"})
+        write_small(group, "y0", layout.transform[:, 5].copy(), ("chip",), {"long_name": "y of the upper left corner"})
+        write_small(group, "transform", layout.transform, ("chip", "coefficient"))
+        write_small(group, "crs", layout.crs, ("chip",))
+        _write_result(group, SplitResult(
+            valid_fraction=np.zeros(chips, np.float32),
+            class_fraction=np.zeros((chips, len(classes)), np.float32),
+            written=np.zeros(chips, np.bool_),
+        ))  # fmt: skip
+    consolidate(building)
+    building.rename(path)
+
+
+def _write_result(group: zarr.Group, result: SplitResult) -> None:
+    write_small(group, "valid_fraction", result.valid_fraction, ("chip",))
+    write_small(group, "class_fraction", result.class_fraction, ("chip", "class"))
+    write_small(group, "written", result.written, ("chip",))
+
+
+def write_shard(
+    path: Path, split: str, start: int, image_cbhw: npt.NDArray[Any], label_chw: npt.NDArray[np.uint8]
+) -> int:
+    """Write the chips of one whole shard; each of its two files appears complete or not at all.
+
+    Args:
+        path: the store.
+        split: its group.
+        start: position of the first chip, a multiple of the shard's length.
+        image_cbhw: (chip, band, height, width) in the store's dtype.
+        label_chw: (chip, height, width) class ids and 255.
+
+    Returns:
+        Bytes on disk.
+    """
+    stop = start + len(image_cbhw)
+    for name, pixels in (("image", image_cbhw), ("label", label_chw)):
+        array = open_tensorstore(path / split / name)
+        with tensorstore.Transaction() as transaction:
+            array.with_transaction(transaction)[start:stop].write(pixels).result()
+    shard = start // array.chunk_layout.write_chunk.shape[0]
+    return sum((path / split / name).stat().st_size for name in (f"image/c.{shard}.0.0.0", f"label/c.{shard}.0.0"))
+
+
+def sweep_locks(path: Path) -> None:
+    """Remove the lock files that killed writers left; call it only when nobody writes."""
+    for lock in path.glob("*/*/*.__lock"):
+        lock.unlink(missing_ok=True)
+
+
+def finish_chip_store(path: Path, results: Mapping[str, SplitResult], attributes: Mapping[str, Any]) -> None:
+    """Write what only the whole of the work can tell, and mark the store complete."""
+    root = zarr.open_group(str(path), mode="r+", zarr_format=3, use_consolidated=False)
+    for split, result in results.items():
+        group = root[split]
+        assert isinstance(group, zarr.Group)
+        _write_result(group, result)
+    root.update_attributes({**attributes, "complete": True})
+    consolidate(path)
+
+
+class ChipStore:
+    """Read access to a chip store. Picklable; opens its arrays on first use, in the process that uses them."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Open the store's metadata.
+
+        Raises:
+            InputError: when there is no chip store at `path`, or one of another format version.
+        """
+        self.path = Path(path)
+        attributes = read_attributes(self.path)
+        if attributes is None or "chip_size" not in attributes:
+            raise InputError(f"there is no chip store at {self.path}; make one with python -m geochip.chipping")
+        if attributes["format_version"] != FORMAT_VERSION:
+            raise InputError(
+                f"chip store {self.path} has format version {attributes['format_version']}, this geochip reads "
+                f"{FORMAT_VERSION}; make it anew with python -m geochip.chipping"
+            )
+        if attributes["nodata"] is not None:
+            # JSON has no NaN: it is stored as text.
+            attributes["nodata"] = float(attributes["nodata"])
+        self.attrs = attributes
+        """Attributes of the root: what the store was made from and what it holds."""
+        self._arrays: dict[str, Any] = {}
+        self._opened_by = 0
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits, as the store's configuration orders them."""
+        return [name for name in self.attrs["config"]["data"]["splits"] if (self.path / name / "zarr.json").is_file()]
+
+    def _group(self, split: str) -> zarr.Group:
+        if split not in self.splits:
+            raise InputError(f"chip store {self.path} has no split {split!r}; it has {', '.join(self.splits)}")
+        return zarr.open_group(str(self.path / split), mode="r", zarr_format=3, use_consolidated=False)
+
+    def written(self, split: str) -> npt.NDArray[np.int64]:
+        """Positions, ascending, of the split's chips that hold pixels.
+
+        Raises:
+            InputError: when the store has no such split.
+        """
+        return np.flatnonzero(np.asarray(self._group(split)["written"][...])).astype(np.int64)  # type: ignore[index]
+
+    def table(self, split: str) -> pd.DataFrame:
+        """One row a chip: scene_id, row_off, col_off, x0, y0, crs, valid_fraction and written.
+
+        Raises:
+            InputError: when the store has no such split.
+        """
+        group = self._group(split)
+        names = ("scene_id", "row_off", "col_off", "x0", "y0", "crs", "valid_fraction", "written")
+        columns = {name: np.asarray(group[name][...]) for name in names}  # type: ignore[index]
+        for name in ("scene_id", "crs"):
+            columns[name] = columns[name].astype(object)
+        return pd.DataFrame(columns)
+
+    def read(
+        self,
+        split: str,
+        positions: npt.NDArray[np.int64],
+        image_out: npt.NDArray[Any] | None = None,
+        label_out: npt.NDArray[np.uint8] | None = None,
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
+        """Read chips at any positions, in any order.
+
+        Args:
+            split: the split.
+            positions: (n,) positions; the caller leaves out those that were not written.
+            image_out: (n, band, size, size) C-contiguous array of the store's dtype to read into; a new one when None.
+                Reading into the same memory again saves the operating system from clearing fresh pages, which costs
+                half a millisecond a chip.
+            label_out: (n, size, size) uint8 array to read into; a new one when None.
+
+        Returns:
+            image_nbhw: in the scenes' own dtype and units; label_nhw: class ids, 255 = ignore.
+
+        Raises:
+            ValueError: when a chip is damaged (its checksum does not fit).
+        """
+        image, label = self._open(split)
+        size, count = self.attrs["chip_size"], len(positions)
+        if image_out is None:
+            image_out = np.empty((count, *image.shape[1:]), image.dtype.numpy_dtype)
+        if label_out is None:
+            label_out = np.empty((count, size, size), np.uint8)
+        # One request each: tensorstore reads and decodes the chips of a request at once, in threads of its own.
+        reads = [
+            tensorstore.array(out, write=True, copy=False).write(array[positions])
+            for array, out in ((image, image_out), (label, label_out))
+        ]
+        for read in reads:
+            read.result()
+        return image_out, label_out
+
+    def _open(self, split: str) -> tuple[Any, Any]:
+        if self._opened_by != os.getpid():
+            # Handles that came along with a fork are unusable.
+            self._arrays, self._opened_by = {}, os.getpid()
+        if split not in self._arrays:
+            self._group(split)
+            self._arrays[split] = tuple(open_tensorstore(self.path / split / name) for name in ("image", "label"))
+        arrays: tuple[Any, Any] = self._arrays[split]
+        return arrays
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_arrays": {}, "_opened_by": 0}
