@@ -6,8 +6,6 @@ The dataclasses below are the grammar: field names are the keys, the line under 
 
 import os
 import re
-import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -76,7 +74,7 @@ class DataConfig:
             (len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "must not name a class twice"),
             (all(names), "data.classes, data.splits", names, "a name must not be empty"),
             (
-                self.class_property is not None or len(self.classes) == 2,
+                self.class_property is not None or len(self.classes) <= 2,
                 "data.class_property",
                 self.class_property,
                 f"must name the property that tells the {len(self.classes) - 1} classes of geometries apart",
@@ -387,8 +385,9 @@ def _expected(key: str) -> str:
     if isinstance(annotation, type):
         words = annotation.__name__
     replacements = {
+        r"tuple\[int, \.\.\.\]": "a list of whole numbers", r"tuple\[str, \.\.\.\]": "a list of names",
         r"\bint\b": "a whole number", r"\bfloat\b": "a number", r"\bstr\b": "text", r"\bbool\b": "true or false",
-        r"\bNone\b": "null", r"\bLiteral\[(.*?)\]": r"one of \1", r"tuple\[(.*?), \.\.\.\]": r"a list of \1",
+        r"\bNone\b": "null", r"\bLiteral\[(.*?)\]": r"one of \1",
         r" \| ": " or ",
     }  # fmt: skip
     for pattern, word in replacements.items():
@@ -398,9 +397,3 @@ def _expected(key: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def quiet_third_parties() -> None:
-    """Keep warnings that a user of the commands can do nothing about off their terminal."""
-    if not sys.warnoptions:
-        warnings.simplefilter("ignore")

@@ -36,7 +36,7 @@ class SplitPlan:
     def transforms(self) -> npt.NDArray[np.float64]:
         """(chip, 6) affine coefficients a, b, c, d, e, f of each chip's own pixel grid."""
         rows = [
-            tuple(self.scenes[index].transform * Affine.translation(window.col_off, window.row_off))[:6]
+            tuple(self.scenes[index].transform @ Affine.translation(window.col_off, window.row_off))[:6]
             for index, window in zip(self.scene_index, self.windows, strict=True)
         ]
         return np.array(rows, np.float64).reshape(-1, 6)

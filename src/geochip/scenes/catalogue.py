@@ -245,7 +245,7 @@ def _ground_pixel_size(crs: str | None, transform: Affine, height: int, width: i
     if crs is None:
         return None
     col, row = width / 2, height / 2
-    corners = [transform * point for point in ((col, row), (col + 1, row), (col, row + 1))]
+    corners = [transform @ point for point in ((col, row), (col + 1, row), (col, row + 1))]
     try:
         lon, lat = _to_lon_lat(crs).transform([x for x, _ in corners], [y for _, y in corners], errcheck=True)
     except pyproj.exceptions.ProjError:
@@ -286,6 +286,6 @@ def _footprint(scene: Scene) -> shapely.Polygon | None:
     if scene.crs is None:
         return None
     corners = [(0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height)]
-    points = [scene.transform * corner for corner in corners]
+    points = [scene.transform @ corner for corner in corners]
     lon, lat = _to_lon_lat(scene.crs).transform([x for x, _ in points], [y for _, y in points])
     return shapely.Polygon(zip(lon, lat, strict=True))

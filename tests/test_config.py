@@ -1,0 +1,208 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from geochip.config import RunConfig, config_keys, parse_run_config
+from geochip.errors import GeochipError, InputError, WorkError, run_command
+
+ROOT = Path(__file__).parents[1]
+
+
+def parse(*argv):
+    return parse_run_config([str(word) for word in argv], command="chipping", description="test")[0]
+
+
+def error_lines(*argv):
+    with pytest.raises(InputError) as caught:
+        parse(*argv)
+    return str(caught.value).splitlines()
+
+
+def test_defaults_are_the_tutorials():
+    config = parse()
+    assert (config.chips.size, config.chips.per_scene) == (300, 5)
+    assert (config.train.lr, config.train.epochs, config.train.batch_size) == (1e-4, 3, 2)
+    assert config.model.encoder == "resnet50"
+    assert config.data.splits == ("train", "val", "test")
+    assert config.data.image.format(split="val", id=7) == "val/RGB-PanSharpen_AOI_2_Vegas_img7.tif"
+    assert config.data.label.format(split="val", id=7) == "val/buildings_AOI_2_Vegas_img7.geojson"
+
+
+def test_flags_override_the_run_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("run_dir: there\nchips:\n  size: 128\n  per_scene: 9\n")
+    config = parse("--config", file, "--chips.size", 64)
+    assert (config.run_dir, config.chips.size, config.chips.per_scene) == ("there", 64, 9)
+
+
+def test_paths_derive_from_run_dir_unless_given():
+    config = parse("--run_dir=runs/a", "--infer.store=elsewhere/p.zarr")
+    assert config.chip_store == Path("runs/a/chips.zarr")
+    assert config.catalogue_path == Path("runs/a/scenes.parquet")
+    assert config.train_dir == Path("runs/a/train")
+    assert config.bundle_dir == Path("runs/a/model")
+    assert config.eval_path == Path("runs/a/eval.json")
+    assert config.prediction_store == Path("elsewhere/p.zarr")
+    assert config.cog_dir == Path("elsewhere/p")
+    assert parse("--chips.store=x/c.zarr", "--model.bundle=m").chip_store == Path("x/c.zarr")
+    assert parse("--model.bundle=m").bundle_dir == Path("m")
+
+
+def test_print_config_is_a_run_file_with_comments(tmp_path):
+    printed = subprocess.run(
+        [sys.executable, "-m", "geochip.chipping", "--chips.size=77", "--print_config"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert "# Height and width of a chip, in pixels of the scene" in printed
+    file = tmp_path / "run.yaml"
+    file.write_text(printed)
+    assert parse("--config", file) == parse("--chips.size=77")
+
+
+def test_every_key_has_a_help_text():
+    printed = subprocess.run(
+        [sys.executable, "-m", "geochip.chipping", "--print_config"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for key in config_keys():
+        name = key.rpartition(".")[2]
+        place = next(i for i, line in enumerate(printed) if line.strip().startswith(f"{name}:"))
+        assert printed[place - 1].strip().startswith("# "), key
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_examples_are_run_files(example):
+    assert isinstance(parse("--config", example), RunConfig)
+    assert set(yaml.safe_load(example.read_text())) <= set(RunConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("chips:\n  sizee: 3\n", "chips.sizee: there is no such key; did you mean chips.size?"),
+        ("chips:\n  colour: 3\n", "chips.colour: there is no such key; known are chips.size, chips.per_scene, chips.seed, chips.store"),
+        ("chip:\n  size: 3\n", "chip.size: there is no such key; did you mean chips.size?"),
+        ("foo: 1\n", "foo: there is no such key; known are run_dir, data, chips, model, train, infer, cluster"),
+        ("chips:\n  size: abc\n", "chips.size: 'abc' is not allowed: must be a whole number"),
+        ("train:\n  lr: fast\n", "train.lr: 'fast' is not allowed: must be a number"),
+        ("data:\n  bands: red\n", "data.bands: 'red' is not allowed: must be a list of whole numbers or null"),
+        ("infer:\n  blend: soft\n", "infer.blend: 'soft' is not allowed: must be one of 'hann', 'average'"),
+        ("train:\n  augment: maybe\n", "train.augment: 'maybe' is not allowed: must be true or false"),
+    ],
+)  # fmt: skip
+def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    assert error_lines("--config", file) == [line]
+
+
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        ("--chips.size=0", "chips.size: 0 is not allowed: must be 1 to 16384 pixels"),
+        ("--chips.per_scene=0", "chips.per_scene: 0 is not allowed: must be 1 to 100000"),
+        ("--chips.seed=-1", "chips.seed: -1 is not allowed: must be at least 0"),
+        ("--train.epochs=0", "train.epochs: 0 is not allowed: must be at least 1"),
+        ("--train.batch_size=0", "train.batch_size: 0 is not allowed: must be at least 1"),
+        ("--train.lr=0", "train.lr: 0.0 is not allowed: must be greater than 0"),
+        ("--train.seed=-1", "train.seed: -1 is not allowed: must be at least 0"),
+        ("--train.split=x", "train.split: 'x' is not allowed: must be one of data.splits: train, val, test"),
+        ("--train.val_split=x", "train.val_split: 'x' is not allowed: must be one of data.splits: train, val, test, or null"),
+        ("--infer.split=x", "infer.split: 'x' is not allowed: must be one of data.splits: train, val, test"),
+        ("--infer.window=0", "infer.window: 0 is not allowed: must be at least 1, or null"),
+        ("--infer.stride=0", "infer.stride: 0 is not allowed: must be at least 1, or null"),
+        ("--infer.batch_size=0", "infer.batch_size: 0 is not allowed: must be at least 1"),
+        ("--infer.block=8", "infer.block: 8 is not allowed: must be at least 16 pixels"),
+        ("--cluster.workers=0", "cluster.workers: 0 is not allowed: must be at least 1, or null"),
+        (
+            "--cluster.kind=address",
+            "cluster.address: None is not allowed: must be given for cluster.kind: address, such as tcp://10.0.0.1:8786",
+        ),
+        ("--cluster.kind=slurm", "cluster.kind: 'slurm' is not allowed: must be one of 'local', 'address'"),
+        ("--run_dir=", "run_dir: '' is not allowed: must not be empty"),
+        ("--data.image={split}/x.tif", "data.image: '{split}/x.tif' is not allowed: must contain {id}"),
+        ("--data.label=x.geojson", "data.label: 'x.geojson' is not allowed: must contain {id}"),
+        (
+            "--data.image=x{id}.tif",
+            "data.image: 'x{id}.tif' is not allowed: must contain {split} when there are several splits, else each would "
+            "hold the same scenes",
+        ),
+        ("--data.classes=[only]", "data.classes: ('only',) is not allowed: must be 2 to 255 names, background first"),
+        ("--data.classes=[a,a]", "data.classes: ('a', 'a') is not allowed: must not name a class twice"),
+        (
+            "--data.classes=[a,b,c]",
+            "data.class_property: None is not allowed: must name the property that tells the 2 classes of geometries apart",
+        ),
+        ("--data.bands=[]", "data.bands: () is not allowed: must be band numbers of at least 1, or null for all"),
+        ("--data.bands=[0]", "data.bands: (0,) is not allowed: must be band numbers of at least 1, or null for all"),
+        ("--data.bands=[1,1]", "data.bands: (1, 1) is not allowed: must not name a band twice"),
+        ("--data.max_bad_scenes=-1", "data.max_bad_scenes: -1 is not allowed: must be at least 0"),
+    ],
+)  # fmt: skip
+def test_impossible_values_are_named_with_what_is_allowed(flag, line):
+    assert error_lines(flag) == [line]
+
+
+def test_splits_are_checked():
+    assert (
+        "data.splits: ('a/b',) is not allowed: a split's name is made of letters, digits, '_', '-' and '.'"
+        in error_lines("--data.splits=[a/b]", "--train.split=a/b")
+    )
+    assert any("must name at least one split" in line for line in error_lines("--data.splits=[]"))
+    assert any("must not name a split twice" in line for line in error_lines("--data.splits=[train,val,test,val]"))
+    assert any("a name must not be empty" in line for line in error_lines("--data.classes=['',b]"))
+
+
+def test_all_impossible_values_of_a_section_are_named_at_once():
+    assert len(error_lines("--chips.size=0", "--chips.per_scene=0")) == 2
+
+
+def test_a_stride_beyond_the_window_is_refused():
+    assert error_lines("--infer.window=10", "--infer.stride=11") == [
+        "infer.stride: 11 is not allowed: must be at most infer.window (10), else pixels between windows get no prediction"
+    ]
+
+
+def test_a_run_file_that_is_missing_or_no_yaml(tmp_path):
+    (line,) = error_lines("--config", tmp_path / "none.yaml")
+    assert line.startswith("--config: File does not exist")
+    assert line.endswith("give the path of a run file")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("chips: [\n")
+    (line,) = error_lines("--config", broken)
+    assert "Problems parsing config" in line
+
+
+def test_commands_exit_with_2_and_write_nothing(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "geochip.chipping", "--run_dir", tmp_path / "run", "--chips.size=0"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "geochip: error: chips.size: 0 is not allowed: must be 1 to 16384 pixels\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(InputError("a\nb"), 2), (WorkError("a\nb"), 1), (GeochipError("a\nb"), 1), (KeyboardInterrupt(), 130)],
+)
+def test_errors_become_exit_codes(error, code, capsys):
+    def main(argv):
+        raise error
+
+    assert run_command(main, []) == code
+    text = capsys.readouterr().err
+    expected = "geochip: error: a\ngeochip: error: b\n" if code != 130 else "geochip: interrupted; "
+    assert text.startswith(expected)
+
+
+def test_a_defect_keeps_its_traceback():
+    def main(argv):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_command(main, [])
+    assert run_command(lambda argv: None, []) == 0
