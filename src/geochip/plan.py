@@ -160,10 +160,12 @@ def _digest(document: Any) -> str:
 
 def describe_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """In words, what differs between two results of `fingerprint`."""
+    # As in a journal: lists and tuples are one.
+    old, new = json.loads(json.dumps([old, new]))
     differences = [
         f"{section}.{key} was {was!r}, now {now!r}"
         for section in ("data", "chips")
-        for key, now in json.loads(json.dumps(new["config"]))[section].items()
+        for key, now in new["config"][section].items()
         if (was := old["config"][section].get(key)) != now
     ]
     before, after = old["scenes"], new["scenes"]

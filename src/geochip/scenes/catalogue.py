@@ -276,6 +276,7 @@ def catalogue_frame(catalogue: Catalogue) -> gpd.GeoDataFrame:
                 "image": item.path,
                 "status": status,
                 "reason": item.reason,
+                "geometry": None,
             }
             for item in items
         ]

@@ -1,0 +1,433 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import psutil
+import pytest
+import rasterio
+import rasterio.features
+import xarray as xr
+from affine import Affine
+
+from geochip.chipping import main
+from geochip.cluster import dask_client, run_tasks
+from geochip.config import ClusterConfig
+from geochip.errors import InputError, WorkError
+from geochip.store import ChipStore, journal_path
+from helpers import UTM, box, data_flags, position_coded, run, tree_hash, write_image, write_label, write_scene
+
+
+@pytest.fixture
+def chip(tmp_path, dask_address):
+    """Runs the command in this process on the shared cluster."""
+
+    def run_main(*flags, splits=("train",), run_dir="run"):
+        main(
+            [
+                f"--run_dir={tmp_path / run_dir}", *data_flags(tmp_path / "data", *splits),
+                "--cluster.kind=address", f"--cluster.address={dask_address}", "--chips.size=32",
+                "--train.split=train", *(() if "val" in splits else ("--train.val_split=null",)),
+                f"--infer.split={splits[-1]}", *map(str, flags),
+            ]
+        )  # fmt: skip
+        return tmp_path / run_dir / "chips.zarr"
+
+    return run_main
+
+
+def scenes(tmp_path, split="train", ids="12", **more):
+    return {scene_id: write_scene(tmp_path / "data", split, scene_id, **more) for scene_id in ids}
+
+
+def chips_of(path, split="train"):
+    with xr.open_datatree(path) as tree:
+        return tree[split].to_dataset().load()
+
+
+def assert_chips_equal_source(path, data_root, split="train"):
+    """Every chip against its scene's file, read and rasterized independently of geochip."""
+    chips = chips_of(path, split)
+    assert chips.written.all()
+    for chip in range(chips.sizes["chip"]):
+        one = chips.isel(chip=chip)
+        image, label = (
+            data_root / split / name.format(one.scene_id.item()) for name in ("scene_{}.tif", "label_{}.geojson")
+        )
+        with rasterio.open(image) as dataset:
+            whole, transform = dataset.read(), dataset.transform
+        shapes = [feature["geometry"] for feature in json.loads(label.read_text())["features"]]
+        drawn = rasterio.features.rasterize(shapes, out_shape=whole.shape[1:], transform=transform, dtype="uint8")
+        size = chips.sizes["y"]
+        rows, cols = (slice(int(one[name]), int(one[name]) + size) for name in ("row_off", "col_off"))
+        np.testing.assert_array_equal(one.image, whole[:, rows, cols])
+        np.testing.assert_array_equal(one.label, drawn[rows, cols])
+        corner = transform @ (cols.start, rows.start)
+        assert (one.x0.item(), one.y0.item()) == pytest.approx(corner)
+        assert tuple(one.transform.values) == pytest.approx(
+            tuple(transform @ Affine.translation(cols.start, rows.start))[:6]
+        )
+
+
+def test_chips_are_their_scenes_pixels_and_labels(tmp_path, chip, capsys):
+    scenes(tmp_path)
+    scenes(tmp_path, "val", "3")
+    path = chip(splits=("train", "val"))
+    for split in ("train", "val"):
+        assert_chips_equal_source(path, tmp_path / "data", split)
+    # Where the pixels say they are, without any file.
+    for one in chips_of(path).transpose("chip", ...).image:
+        rows, cols = (one[0].values >> 14) & 0x3FFF, one[0].values & 0x3FFF
+        assert (rows - rows[0, 0] == np.arange(32)[:, None]).all()
+        assert (cols - cols[0, 0] == np.arange(32)).all()
+        assert (rows[0, 0], cols[0, 0]) == (one.row_off, one.col_off)
+        assert ((one.values >> 28) == np.arange(3)[:, None, None]).all()
+    printed = capsys.readouterr().out
+    assert "3 scenes, 15 chips of 32 x 32 (10 in train, 5 in val)" in printed
+    assert f"open it with xarray.open_datatree('{path}')" in printed
+    assert gpd.read_parquet(path.parent / "scenes.parquet").status.tolist() == ["ok"] * 3
+
+
+@pytest.mark.parametrize(
+    ("bands", "dtype", "crs", "transform"),
+    [
+        (1, "uint8", "EPSG:4326", Affine(2.7e-6, 0, -115.3, 0, -2.7e-6, 36.13)),
+        (8, "uint16", "EPSG:3857", Affine(0.4, 0, -12_800_000, 0, -0.4, 4_330_000)),
+        (3, "float32", "EPSG:32611", UTM @ Affine.rotation(20)),
+        (2, "int16", None, Affine(2, 0, 7, 0, -2, 9)),
+    ],
+)
+def test_any_bands_types_and_grids(tmp_path, chip, bands, dtype, crs, transform):
+    # Reduced to 14 bits, to fit every type but uint8, which wraps: still different at neighbouring places.
+    image = (position_coded(61, 43, bands) % 16381).astype(dtype)
+    scenes(tmp_path, ids="1", image=image, crs=crs, transform=transform)
+    path = chip()
+    assert_chips_equal_source(path, tmp_path / "data")
+    assert chips_of(path).image.dtype == dtype
+
+
+def test_a_scene_smaller_than_a_chip_is_padded_and_ignored_there(tmp_path, chip):
+    image = position_coded(20, 50)
+    scenes(tmp_path, ids="1", image=image, nodata=77)
+    chips = chips_of(chip("--chips.size=40"))
+    assert chips.sizes["chip"] == 5
+    for one in chips.transpose("chip", ...).image:
+        np.testing.assert_array_equal(one[:, :20], image[:, :, int(one.col_off) : int(one.col_off) + 40])
+        assert (one[:, 20:] == 77).all()
+    assert (chips.label[:, 20:] == 255).all()
+    assert (chips.label[:, :20] < 2).all()
+    np.testing.assert_allclose(chips.valid_fraction, 0.5)
+
+
+def test_nodata_ends_as_255_in_the_label_and_stays_out_of_the_statistics(tmp_path, chip):
+    image = np.random.default_rng(0).integers(1, 2000, (2, 60, 70)).astype(np.uint16)
+    image[:, :25, :30] = 0
+    scenes(tmp_path, ids="1", image=image, nodata=0)
+    path = chip("--chips.per_scene=20")
+    chips, attributes = chips_of(path), ChipStore(path).attrs
+    invalid = (chips.image == 0).all("band")
+    assert invalid.any()
+    assert ((chips.label == 255) == invalid).all()
+    valid = chips.image.values.swapaxes(0, 1)[:, ~invalid.values].astype(float)
+    statistics = attributes["statistics"]
+    np.testing.assert_allclose(statistics["mean"], valid.mean(axis=1), rtol=1e-9)
+    np.testing.assert_allclose(statistics["std"], valid.std(axis=1), rtol=1e-9)
+    np.testing.assert_allclose(statistics["percentiles"]["50"], np.median(valid, axis=1), rtol=1 / 64)
+    assert (statistics["min"], statistics["max"]) == (valid.min(axis=1).tolist(), valid.max(axis=1).tolist())
+    counts = [int((chips.label == value).sum()) for value in (0, 1)]
+    assert list(statistics["class_pixels"].values()) == counts
+    assert statistics["valid_pixels"] == sum(counts)
+    np.testing.assert_allclose(chips.valid_fraction, (chips.label != 255).mean(("y", "x")), rtol=1e-6)
+    building = (chips.label == 1).sum(("y", "x")) / (chips.label != 255).sum(("y", "x"))
+    np.testing.assert_allclose(chips.class_fraction[:, 1], building, rtol=1e-6)
+
+
+def test_scenes_with_another_nodata_value_get_the_stores(tmp_path, chip):
+    for scene_id, nodata in (("1", 0), ("2", 9)):
+        image = np.full((3, 40, 40), 50, np.uint16)
+        image[:, :, :39] = nodata
+        write_scene(tmp_path / "data", "train", scene_id, image, nodata=nodata)
+    path = chip()
+    chips = chips_of(path)
+    assert ChipStore(path).attrs["nodata"] == 0
+    assert set(np.unique(chips.image)) == {0, 50}
+    assert ((chips.label == 255) == (chips.image == 0).all("band")).all()
+
+
+def test_statistics_are_those_of_the_train_split_alone(tmp_path, chip):
+    scenes(tmp_path, "train", "1", image=np.full((3, 40, 40), 100, np.uint16))
+    scenes(tmp_path, "val", "2", image=np.full((3, 40, 40), 900, np.uint16))
+    statistics = ChipStore(chip(splits=("train", "val"))).attrs["statistics"]
+    assert (statistics["split"], statistics["mean"], statistics["std"]) == ("train", [100] * 3, [0] * 3)
+
+
+def test_the_store_says_what_it_was_made_from(tmp_path, chip):
+    scenes(tmp_path)
+    attributes = ChipStore(chip("--chips.seed=4", "--data.bands=[3,1]")).attrs
+    assert attributes["seed"] == 4
+    assert attributes["config"]["chips"]["size"] == attributes["chip_size"] == 32
+    assert attributes["class_names"] == ["background", "building"]
+    assert (attributes["bands"], attributes["band_names"]) == ([3, 1], ["band_3", "band_1"])
+    assert attributes["dtype"] == "uint32"
+    assert attributes["pixel_size_range"] == pytest.approx([0.5, 0.5], rel=1e-2)
+    assert attributes["complete"] is True
+    assert len(attributes["fingerprint"]) == 64
+
+
+def test_the_same_bytes_from_one_worker_and_from_three(tmp_path):
+    scenes(tmp_path, ids="123456")
+    hashes = set()
+    for workers in (1, 3):
+        done = run(
+            "geochip.chipping", f"--run_dir={tmp_path / str(workers)}", *data_flags(tmp_path / "data", "train"),
+            "--train.val_split=null", "--infer.split=train", "--chips.size=32", "--chips.per_scene=40",
+            f"--cluster.workers={workers}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        hashes.add(tree_hash(tmp_path / str(workers) / "chips.zarr"))
+    assert len(hashes) == 1
+
+
+def test_a_second_run_has_nothing_to_do_and_changes_nothing(tmp_path, chip, capsys):
+    scenes(tmp_path)
+    path = chip()
+    before = tree_hash(path), journal_path(path).read_bytes()
+    capsys.readouterr()
+    chip()
+    assert "1 of 1 shards are there already" in capsys.readouterr().out
+    assert (tree_hash(path), journal_path(path).read_bytes()) == before
+
+
+def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path, chip):
+    scenes(tmp_path, ids="123456789")
+    flags = ["--chips.per_scene=3000", "--chips.size=24"]
+    quiet = tree_hash(chip(*flags, run_dir="quiet"))
+    command = [
+        sys.executable, "-m", "geochip.chipping", f"--run_dir={tmp_path / 'killed'}",
+        *data_flags(tmp_path / "data", "train"), "--train.val_split=null", "--infer.split=train", *flags,
+        "--cluster.workers=1",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    store = tmp_path / "killed" / "chips.zarr"
+    journal = journal_path(store)
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 5):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(children, timeout=60)
+    assert ChipStore(store).attrs["complete"] is False
+    shards = len(list((store / "train" / "image").glob("c.*")))
+    assert 5 <= shards < 9 * 3000 // 64
+    (store / "train" / "image" / "c.999.0.0.0.__lock").touch()
+    assert tree_hash(chip(*flags, run_dir="killed")) == quiet
+
+
+def test_a_bad_scene_keeps_its_positions_and_the_rest_goes_on(tmp_path, chip, capsys):
+    scenes(tmp_path, ids="1234")
+    damaged = tmp_path / "data" / "train" / "scene_2.tif"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2 - 5000))
+    label = tmp_path / "data" / "train" / "label_3.geojson"
+    label_text = label.read_text()
+    label.write_text(label_text[:-1] + " ")
+    with pytest.raises(WorkError) as caught:
+        chip()
+    text = str(caught.value)
+    assert "scene 2 (train): scene 2: " in text
+    assert "could not be read at rows" in text
+    assert "scene 3 (train): label " in text
+    assert (
+        "2 of 4 scenes could not be used (see above), data.max_bad_scenes allows 0; all other chips are there" in text
+    )
+    path = tmp_path / "run" / "chips.zarr"
+    chips = chips_of(path)
+    by_scene = chips.written.groupby("scene_id").all()
+    assert dict(zip(by_scene.scene_id.values, by_scene.values, strict=True)) == {
+        "1": True,
+        "2": False,
+        "3": False,
+        "4": True,
+    }
+    assert (chips.label.sel(chip=~chips.written) == 255).all()
+    assert ChipStore(path).written("train").tolist() == [*range(5), *range(15, 20)]
+    assert gpd.read_parquet(tmp_path / "run" / "scenes.parquet").set_index("scene_id").status["2"] == "bad"
+    capsys.readouterr()
+    chip("--data.max_bad_scenes=2")
+    assert "set aside, as data.max_bad_scenes allows:\nscene 2 (train)" in capsys.readouterr().out
+    # Mended files are taken up by the same command.
+    damaged.write_bytes(whole[: len(whole)])
+    label.write_text(label_text)
+
+
+def test_a_mended_scene_is_filled_in(tmp_path, chip):
+    scenes(tmp_path, ids="123")
+    whole = tree_hash(chip(run_dir="whole"))
+    label = tmp_path / "data" / "train" / "label_3.geojson"
+    text = label.read_text()
+    label.write_text(text[:-1] + " ")
+    with pytest.raises(WorkError):
+        chip()
+    label.write_text(text)
+    assert tree_hash(chip()) == whole
+
+
+def test_scenes_without_label_are_reported_at_the_start_and_at_the_end(tmp_path, chip, capsys):
+    scenes(tmp_path, ids="123")
+    label = tmp_path / "data" / "train" / "label_2.geojson"
+    label.unlink()
+    chip()
+    line = f"left out: scene 2 (train): there is no label file {label}"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == line
+    assert printed[-1] == line
+
+
+def test_a_changed_configuration_is_refused_and_nothing_is_lost(tmp_path, chip):
+    scenes(tmp_path)
+    path = chip()
+    before = tree_hash(path)
+    with pytest.raises(
+        InputError, match=r"was made from something else: chips.size was 32, now 24; choose another run_dir"
+    ):
+        chip("--chips.size=24")
+    scenes(tmp_path, ids="3")
+    with pytest.raises(
+        InputError, match=r"1 scenes that were not there: train/3; choose another run_dir or chips.store"
+    ):
+        chip()
+    assert tree_hash(path) == before
+
+
+def test_a_store_without_journal_is_refused_and_a_removed_store_is_made_anew(tmp_path, chip):
+    scenes(tmp_path)
+    path = chip()
+    before = tree_hash(path)
+    journal_path(path).unlink()
+    with pytest.raises(
+        InputError, match=r"chips.zarr exists, but chips.zarr.journal beside it does not, so it cannot be continued"
+    ):
+        chip()
+    shutil.rmtree(path)
+    assert tree_hash(chip()) == before
+    shutil.rmtree(path)
+    assert tree_hash(chip()) == before
+
+
+def test_bad_input_ends_before_anything_is_written(tmp_path, chip):
+    for name, breaks, message in (
+        ("no image", lambda: write_label(tmp_path / "data/train/label_1.geojson", []), "data.image: no file matches"),
+        ("no crs", lambda: scenes(tmp_path, ids="1", crs=None), None),
+        (
+            "crs on one side",
+            lambda: write_label(tmp_path / "data/train/label_1.geojson", [box(UTM, 0, 0, 3, 3)], crs="missing"),
+            r"scene_1.tif has no CRS while label .*label_1.geojson is in EPSG:4326, so nothing tells where",
+        ),
+        (
+            "unknown crs",
+            lambda: write_label(tmp_path / "data/train/label_1.geojson", [], crs="EPSG:999999"),
+            r"label .*label_1.geojson is in an unknown CRS: 'EPSG:999999'",
+        ),
+        (
+            "no geotiff",
+            lambda: (tmp_path / "data/train/scene_1.tif").write_text("no"),
+            "scene_1.tif is no raster that GDAL can read, such as a GeoTIFF",
+        ),
+        ("no band", lambda: write_image(tmp_path / "data/train/scene_1.tif", position_coded(4, 4)), None),
+    ):
+        breaks()
+        if message:
+            with pytest.raises(InputError, match=message):
+                chip()
+            assert not (tmp_path / "run").exists(), name
+    with pytest.raises(InputError, match=r"data.bands asks for band 4, .*scene_1.tif has bands 1 to 3"):
+        chip("--data.bands=[1,4]")
+
+
+def test_odd_scenes_are_set_aside(tmp_path, chip):
+    scenes(tmp_path, ids="123")
+    write_scene(tmp_path / "data", "train", "4", np.zeros((3, 40, 40), np.uint8))
+    with pytest.raises(WorkError, match="has 3 bands of uint8 where most scenes have 3 of uint32"):
+        chip()
+    assert_chips_equal_source(tmp_path / "run" / "chips.zarr", tmp_path / "data")
+
+
+def test_classes_by_attribute(tmp_path, chip):
+    transform = write_scene(tmp_path / "data", "train", "1", position_coded(32, 32))
+    label = tmp_path / "data" / "train" / "label_1.geojson"
+    shapes = [box(transform, 0, 0, 10, 10), box(transform, 5, 5, 10, 10)]
+    write_label(label, shapes, properties=[{"kind": "road"}, {"kind": "building"}])
+    flags = ["--data.classes=[background,building,road]", "--data.class_property=kind"]
+    chips = chips_of(chip(*flags))
+    assert [int((chips.label == value).sum()) for value in range(3)] == [32 * 32 - 175, 100, 75]
+    write_label(label, shapes, properties=[{"kind": "road"}, {"kind": "shed"}])
+    with pytest.raises(WorkError, match=r"feature 1 has kind = 'shed', which is not in data.classes"):
+        chip(*flags, run_dir="other")
+
+
+def test_no_scheduler_at_the_address(tmp_path):
+    scenes(tmp_path)
+    config = ClusterConfig(kind="address", address="tcp://127.0.0.1:9")
+    with (
+        pytest.raises(
+            InputError,
+            match=r"no Dask scheduler answers at 'tcp://127.0.0.1:9' \(.*start one, or use cluster.kind: local",
+        ),
+        dask_client(config),
+    ):
+        pass
+
+
+def _square(number):
+    if number < 0:
+        raise ValueError(f"{number} is negative")
+    return number * number
+
+
+def _die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_tasks_run_once_each_and_errors_come_back():
+    with dask_client(ClusterConfig(workers=2)) as client:
+        results = {}
+        run_tasks(client, _square, ((str(n), (n,)) for n in range(50)), results.__setitem__)
+        assert results == {str(n): n * n for n in range(50)}
+        run_tasks(client, _square, [], results.__setitem__)
+        with pytest.raises(ValueError, match="-1 is negative"):
+            run_tasks(client, _square, (("bad", (-1,)) for _ in range(3)), results.__setitem__)
+
+
+def test_a_task_that_kills_its_workers_is_named(tmp_path):
+    # In a process of its own: the deaths are logged by Dask's threads.
+    script = """if True:
+        import sys
+        sys.path.insert(0, {tests!r})
+        from test_chipping import _die
+        from geochip.cluster import dask_client, run_tasks
+        from geochip.config import ClusterConfig
+        from geochip.errors import run_command
+        def main(argv):
+            with dask_client(ClusterConfig(workers=2)) as client:
+                run_tasks(client, _die, [("train/0", ())], print)
+        if __name__ == "__main__":
+            sys.exit(run_command(main, []))
+    """
+    file = tmp_path / "script.py"
+    file.write_text(script.format(tests=str(Path(__file__).parent)))
+    done = subprocess.run([sys.executable, file], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 1
+    assert (
+        "geochip: error: task train/0: worker processes died on it again and again; most often memory ran out"
+        in done.stderr
+    )

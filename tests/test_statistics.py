@@ -1,0 +1,66 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from geochip.statistics import PERCENTILES, BandStatistics
+
+arrays = st.sampled_from(["uint8", "uint16", "int16", "int32", "uint32", "float32"]).flatmap(
+    lambda dtype: hnp.arrays(
+        dtype, st.integers(1, 300),
+        elements=hnp.from_dtype(np.dtype(dtype), allow_nan=False, allow_infinity=False, allow_subnormal=False)
+        if dtype != "float32" else st.floats(-1e6, 1e6, width=32, allow_subnormal=False),
+    )
+)  # fmt: skip
+
+
+@given(arrays)
+def test_moments_and_extremes_are_those_of_numpy(values):
+    counted = BandStatistics.of(values)
+    exact = values.astype(np.float64)
+    scale = max(abs(exact).max(), 1e-30)
+    assert counted.count == values.size
+    assert counted.mean() == pytest.approx(exact.mean(), rel=1e-9, abs=1e-9 * scale)
+    assert counted.std() == pytest.approx(exact.std(), rel=1e-6, abs=1e-6 * scale)
+    assert (counted.minimum, counted.maximum) == (values.min(), values.max())
+
+
+@given(arrays, st.floats(0.5, 99.5))
+def test_a_percentile_is_within_its_bin(values, percent):
+    ordered = np.sort(values.astype(np.float64))
+    reached = ordered[min(int(np.ceil(percent / 100 * len(ordered))) - 1, len(ordered) - 1)]
+    found = BandStatistics.of(values).percentile(percent)
+    assert abs(found - reached) <= max(abs(reached) / 64, 1)
+
+
+@given(arrays, st.integers(0, 300))
+def test_counts_add_up_in_any_grouping(values, cut):
+    whole = BandStatistics.of(values)
+    parts = BandStatistics.of(values[cut:])
+    parts.add(BandStatistics.from_json(json.loads(json.dumps(BandStatistics.of(values[:cut]).to_json()))))
+    assert parts.count == whole.count
+    assert parts.bins == whole.bins
+    assert parts.mean() == pytest.approx(whole.mean())
+    if values.dtype.kind in "iu":
+        assert (parts.total, parts.total_of_squares) == (whole.total, whole.total_of_squares)
+        assert isinstance(parts.total_of_squares, int)
+
+
+def test_integer_sums_are_exact_where_int64_would_overflow():
+    values = np.full(100_000, 2**31 - 1, np.int32)
+    assert BandStatistics.of(values).total_of_squares == 100_000 * (2**31 - 1) ** 2
+    assert BandStatistics.of(values).std() == 0
+
+
+def test_no_pixels_have_no_statistics():
+    empty = BandStatistics.of(np.empty(0, np.uint16))
+    assert empty == BandStatistics() == BandStatistics.from_json(empty.to_json())
+    assert all(np.isnan(value) for value in (empty.mean(), empty.std(), *map(empty.percentile, PERCENTILES)))
+
+
+def test_few_bins_suffice_for_aerial_imagery():
+    values = np.random.default_rng(0).integers(0, 2048, 1_000_000).astype(np.uint16)
+    assert len(BandStatistics.of(values).bins) < 500
