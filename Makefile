@@ -1,0 +1,49 @@
+# Every target but `venv` makes .venv first when it is missing or older than what it is made from.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO ?= demo
+# Two ranks, however many cores: the demo is the whole way a cluster would go, at a size for a laptop.
+RANKS ?= 2
+
+.PHONY: venv demo test lint bench clean
+
+venv: $(STAMP)
+
+# Pinned to what was tested; "-e ." alone installs the newest that pyproject.toml allows.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python -m geochip.synthetic $(DEMO)/data --train 48 --val 6 --test 4 --size 256 --overwrite
+	$(BIN)/python -m geochip.chipping --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
+	$(BIN)/torchrun --standalone --nproc-per-node=$(RANKS) -m geochip.train_ddp \
+	  --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
+	$(BIN)/python -m geochip.infer --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
+	$(BIN)/python -m geochip.evaluate --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
+	@echo
+	@echo "Chips:       $(DEMO)/run/chips.zarr        xarray.open_datatree"
+	@echo "Model:       $(DEMO)/run/model             model.safetensors and model.json"
+	@echo "Log:         $(DEMO)/run/train/log.csv     and tensorboard --logdir $(DEMO)/run/train/tensorboard"
+	@echo "Predictions: $(DEMO)/run/predictions.zarr  geochip.open_scene; $(DEMO)/run/predictions/*.tif for QGIS"
+	@echo "Report:      $(DEMO)/run/eval.json"
+
+test: $(STAMP)
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/bench_chipping.py
+
+clean:
+	rm -rf $(VENV) $(DEMO)
