@@ -1,0 +1,37 @@
+"""Files that are there whole or not at all, also after a kill or a power cut."""
+
+import os
+from pathlib import Path
+
+
+def write_durably(path: Path, data: bytes | memoryview) -> None:
+    """Write a whole file: to a temporary one beside it, flushed to the disk, then renamed over `path`.
+
+    Args:
+        path: the file; its directory is made when it is missing. What was there stays until the new one is complete.
+        data: what it will hold.
+
+    Raises:
+        OSError: when the file system refuses, a full disk for example; `path` is as it was then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Named by the process, so that a leftover of a killed one is never mistaken for the work of this one.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory to the disk: a rename is lasting only after that."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,298 @@
+"""Predict whole scenes: a model and GeoTIFFs in, one prediction store and cloud-optimised GeoTIFFs out.
+
+    python -m geochip.infer --config run.yaml                  # the scenes of infer.split
+    python -m geochip.infer --config run.yaml scene.tif ...    # these images
+
+A task owns blocks of the scenes. It runs every window of a scene's grid that touches a block, blends them and writes
+the block alone (see `geochip.blending`): memory does not grow with a scene, no byte depends on the number of workers.
+The driver records finished blocks in a journal beside the store; a rerun does what is missing.
+"""
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import geochip
+from geochip.cluster import dask_client, run_tasks
+from geochip.config import ClusterConfig, RunConfig, available_cpus, parse_run_config
+from geochip.errors import InputError, WorkError, run_command
+from geochip.infer_plan import InferPlan, describe_difference, fingerprint, plan_inference
+from geochip.infer_worker import Job, Piece, Record, predict_pieces, write_some_cogs
+from geochip.progress import ProgressReport
+from geochip.scenes import SetAside
+from geochip.store import Journal, PredictedScene, PredictionStore, SceneGrid, journal_path, sweep_locks
+from geochip.store.cog import cog_path, sweep_cogs
+from geochip.windows import blocks
+
+# Small blocks share a task when there are more of them: every task costs the scheduler up to a millisecond.
+_MOST_TASKS = 20_000
+# One worker reads and writes while another one computes; more would only fill the GPU's memory with the same model.
+_WORKERS_PER_GPU = 2
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command; see the module's docstring."""
+    config, files = parse_run_config(
+        argv,
+        command="infer",
+        description="Predict whole scenes with a trained model.",
+        files="images to predict; none: the scenes of infer.split",
+    )
+    check_device(config)
+    plan = plan_inference(config, files)
+    for warning in plan.warnings:
+        print(f"warning: {warning}")
+    sliding = plan.sliding
+    print(
+        f"{len(plan.scenes)} scenes, {plan.windows} windows of {sliding.size} x {sliding.size} pixels, "
+        f"{sliding.stride} pixels apart"
+    )
+    store = config.prediction_store
+    with open_journal(store, plan) as journal:
+        if not store.exists():
+            create_store(store, plan)
+        sweep_locks(store)
+        failed = work(plan, PredictionStore(store), journal)
+        report(plan, journal, failed)
+    report_bad(plan, [*plan.bad, *failed.values()])
+
+
+def check_device(config: RunConfig) -> None:
+    """Raise `InputError` when a GPU is asked for on a machine without one."""
+    if config.infer.device == "cuda" and config.cluster.kind == "local" and not torch.cuda.is_available():
+        raise InputError("infer.device: 'cuda' is not allowed: torch finds no GPU on this machine; use auto or cpu")
+
+
+def open_journal(store: Path, plan: InferPlan) -> Journal:
+    """Begin or continue the store's journal.
+
+    Raises:
+        InputError: when the store was made from something else, or has no journal.
+    """
+    path = journal_path(store)
+    if store.exists() and not path.exists():
+        raise InputError(
+            f"infer.store: {store} exists, but {path.name} beside it does not, so it cannot be continued; "
+            "remove it, or choose another run_dir or --infer.store"
+        )
+    if path.exists() and not store.exists():
+        # The store was removed to be made anew: its journal speaks of nothing any more.
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Journal.open(
+        path,
+        fingerprint(plan),
+        describe=lambda old, new: (
+            f"infer.store: {store} was made from something else: {describe_difference(old, new)}; "
+            "choose another run_dir or --infer.store, or remove it to make it anew"
+        ),
+    )
+
+
+def create_store(store: Path, plan: InferPlan) -> None:
+    """Create the store with a place for every scene and no predictions."""
+    contract, sliding = plan.contract, plan.sliding
+    model = ("architecture", "encoder", "band_names", "dtype", "chip_size", "pixel_size_range", "geochip_version")
+    grids = [
+        SceneGrid(
+            scene_id=scene.scene_id, split=scene.split, height=scene.height, width=scene.width, crs=scene.crs or "",
+            transform=tuple(map(float, tuple(scene.transform)[:6])),  # type: ignore[arg-type]
+        )
+        for scene in plan.scenes
+    ]  # fmt: skip
+    PredictionStore.create(
+        store,
+        grids,
+        class_names=contract.class_names,
+        block=plan.config.infer.block,
+        probability=plan.config.infer.probability,
+        attributes={
+            "geochip_version": geochip.__version__,
+            "fingerprint": fingerprint(plan)["fingerprint"],
+            "model_sha256": plan.model_sha256,
+            "model": {name: getattr(contract, name) for name in model},
+            "chip_store_fingerprint": contract.chip_store_fingerprint,
+            "window": sliding.size,
+            "stride": sliding.stride,
+            "blend": sliding.blend,
+            "batch_size": sliding.batch_size,
+        },
+    )
+
+
+def work(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> dict[str, SetAside]:
+    """Do what is missing of the store and of the GeoTIFFs.
+
+    Returns:
+        The scenes that could not be read, by id.
+    """
+    started = time.perf_counter()
+    failed: dict[str, SetAside] = {}
+    missing = missing_pieces(plan, predictions, journal)
+    with contextlib.ExitStack() as stack:
+        # No cluster is started to find that there is nothing to do.
+        client = None
+        if missing or missing_cogs(plan, predictions, journal, failed):
+            client = stack.enter_context(dask_client(cluster_for(plan.config)))
+        if client is not None and missing:
+            failed = predict_pieces_on(client, plan, predictions, missing, journal)
+            now = {piece.scene.scene_id for piece in missing} - set(failed)
+            seconds = time.perf_counter() - started
+            windows = sum(
+                plan.sliding.count(scene.height, scene.width) for scene in plan.scenes if scene.scene_id in now
+            )
+            print(
+                f"predicted {len(now)} scenes, {windows} windows, in {seconds:.1f} s: {len(now) / seconds:.3g} scenes/s"
+            )
+        predictions.finish(scene.scene_id for scene in plan.scenes if scene.scene_id not in failed)
+        if client is not None and (cogs := missing_cogs(plan, predictions, journal, failed)):
+            write_cogs_on(client, plan, predictions, cogs, journal)
+    return failed
+
+
+def missing_pieces(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> list[Piece]:
+    """The blocks that no run has finished. One of a scene that could not be read is among them: it may read now."""
+    pieces = [
+        Piece(scene=scene, place=predictions.scenes[scene.scene_id], block=block)
+        for scene in plan.scenes
+        for block in blocks(scene.height, scene.width, predictions.block)
+    ]
+    missing = [piece for piece in pieces if piece.key not in journal.records]
+    if not missing:
+        print("all of them are predicted already")
+    elif len(missing) < len(pieces):
+        print(f"{len(pieces) - len(missing)} of {len(pieces)} blocks are there already")
+    return missing
+
+
+def predict_pieces_on(
+    client: Any, plan: InferPlan, predictions: PredictionStore, pieces: Sequence[Piece], journal: Journal
+) -> dict[str, SetAside]:
+    """Predict blocks on the cluster; returns the scenes that could not be read, by id."""
+    config = plan.config
+    job = Job(
+        bundle=str(config.bundle_dir.absolute()), model_sha256=plan.model_sha256, device=config.infer.device,
+        store=str(predictions.path.absolute()), sliding=plan.sliding, nodata=plan.contract.nodata,
+        probability=predictions.probability,
+    )  # fmt: skip
+    scenes = {piece.key: piece.scene for piece in pieces}
+    failed: dict[str, SetAside] = {}
+    with ProgressReport("predicting blocks", len(pieces)) as progress:
+
+        def on_result(_: str, records: dict[str, Record]) -> None:
+            for key, record in records.items():
+                scene = scenes[key]
+                if "error" in record:
+                    failed[scene.scene_id] = SetAside(
+                        scene_id=scene.scene_id, split=scene.split, path=scene.image, reason=record["error"]
+                    )
+                else:
+                    journal.append(key, record)
+            progress.advance(len(records))
+
+        tasks = ((f"predict-{number}", (job, number, some)) for number, some in enumerate(_shared_out(pieces)))
+        run_tasks(client, predict_pieces, tasks, on_result)
+    return failed
+
+
+def cluster_for(config: RunConfig) -> ClusterConfig:
+    """The configured cluster; by default not more local workers than the GPUs of this machine can feed."""
+    cluster = config.cluster
+    gpus = torch.cuda.device_count() if config.infer.device != "cpu" and torch.cuda.is_available() else 0
+    if cluster.kind != "local" or cluster.workers is not None or not gpus:
+        return cluster
+    return replace(cluster, workers=min(available_cpus(), gpus * _WORKERS_PER_GPU))
+
+
+def _shared_out(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    each = math.ceil(len(items) / _MOST_TASKS)
+    for start in range(0, len(items), each):
+        yield items[start : start + each]
+
+
+def missing_cogs(
+    plan: InferPlan, predictions: PredictionStore, journal: Journal, failed: Mapping[str, SetAside]
+) -> list[PredictedScene]:
+    """The scenes that have no GeoTIFF and shall have one."""
+    if not plan.config.infer.cog:
+        return []
+    return [
+        predictions.scenes[scene.scene_id]
+        for scene in plan.scenes
+        if scene.scene_id not in failed
+        and not (f"cog/{scene.scene_id}" in journal.records and cog_path(plan.config.cog_dir, scene.scene_id).exists())
+    ]
+
+
+def write_cogs_on(
+    client: Any, plan: InferPlan, predictions: PredictionStore, scenes: Sequence[PredictedScene], journal: Journal
+) -> None:
+    """Write GeoTIFFs on the cluster."""
+    directory = plan.config.cog_dir
+    sweep_cogs(directory)
+    store, target = str(predictions.path.absolute()), str(directory.absolute())
+    tasks = ((f"cog-{number}", (store, target, some)) for number, some in enumerate(_shared_out(scenes)))
+    with ProgressReport("writing GeoTIFFs", len(scenes)) as progress:
+
+        def on_result(_: str, records: dict[str, Record]) -> None:
+            for key, record in records.items():
+                journal.append(key, record)
+            progress.advance(len(records))
+
+        run_tasks(client, write_some_cogs, tasks, on_result)
+
+
+def report(plan: InferPlan, journal: Journal, failed: Mapping[str, SetAside]) -> None:
+    """Print what there is now, and how to open it."""
+    config = plan.config
+    pixels = np.zeros(plan.sliding.classes, np.int64)
+    for key, record in journal.records.items():
+        kind, scene_id, *_ = key.split("/")
+        if kind == "block" and scene_id not in failed:
+            pixels += record["class_pixels"]
+    shares = ", ".join(
+        f"{name} {100 * share:.1f} %"
+        for name, share in zip(plan.contract.class_names, pixels / max(pixels.sum(), 1), strict=True)
+    )
+    print(f"{shares} of {pixels.sum()} pixels with data")
+    print(f"store: {config.prediction_store}")
+    if config.infer.cog:
+        print(f"GeoTIFFs: {config.cog_dir}/*.tif")
+    some = next((scene.scene_id for scene in plan.scenes if scene.scene_id not in failed), plan.scenes[0].scene_id)
+    print(
+        f"open one with geochip.open_scene({str(config.prediction_store)!r}, {some!r}), all with xarray.open_datatree"
+    )
+
+
+def report_bad(plan: InferPlan, bad: Sequence[SetAside]) -> None:
+    """Print the scenes that were left out.
+
+    Raises:
+        WorkError: when they are more than `data.max_bad_scenes` allows.
+    """
+    if not bad:
+        return
+    listed = "\n".join(str(item) for item in bad)
+    allowed = plan.config.data.max_bad_scenes
+    if len(bad) > allowed:
+        raise WorkError(
+            f"{listed}\n{len(bad)} of {len(plan.scenes) + len(plan.bad)} scenes could not be read (see above), "
+            f"data.max_bad_scenes allows {allowed}; all others are predicted. Mend the files and run again, or allow "
+            "it with --data.max_bad_scenes"
+        )
+    print(f"set aside, as data.max_bad_scenes allows:\n{listed}")
+
+
+if __name__ == "__main__":
+    # Run under its real name, so that Dask workers find its functions by import.
+    from geochip.infer import main as _main
+
+    sys.exit(run_command(_main))

@@ -1,0 +1,249 @@
+"""What an inference will do: the model, the scenes, and whether they go together.
+
+Everything that can be known to fail is found here, before anything is written.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from geochip.blending import Sliding
+from geochip.config import RunConfig
+from geochip.errors import InputError
+from geochip.model import Contract, bundle_sha256, load_bundle
+from geochip.scenes import Catalogue, Scene, SetAside, describe_files, find_scenes
+
+# A network copes with objects a little larger or smaller than those that it was trained on, not with any size.
+_PIXEL_SIZE_TOLERANCE = 1.5
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferPlan:
+    """All that is known before the first pixel is read."""
+
+    config: RunConfig
+    contract: Contract
+    model_sha256: str
+    sliding: Sliding
+    scenes: tuple[Scene, ...]
+    """What will be predicted, with the bands that the model takes, in its order, and absolute paths."""
+    bad: tuple[SetAside, ...]
+    """Scenes whose header could not be read."""
+    warnings: tuple[str, ...]
+    """What a person should know and may have meant."""
+
+    @property
+    def windows(self) -> int:
+        """Number of windows of all scenes."""
+        return sum(self.sliding.count(scene.height, scene.width) for scene in self.scenes)
+
+
+def plan_inference(config: RunConfig, files: Sequence[str]) -> InferPlan:
+    """Read the model and the scenes' headers, and hold one against the other.
+
+    Args:
+        config: the run file.
+        files: images to predict; empty: the scenes of infer.split.
+
+    Raises:
+        InputError: when something is missing or does not fit.
+    """
+    sha256 = bundle_sha256(config.bundle_dir)
+    # Loaded to see that it can be: better here than in every worker.
+    _, contract = load_bundle(config.bundle_dir)
+    sliding = sliding_of(config, contract)
+    catalogue = _find(config, files)
+    scenes, doubts = fit_scenes(catalogue.scenes, contract, bands_chosen=config.data.bands is not None)
+    return InferPlan(
+        config=config,
+        contract=contract,
+        model_sha256=sha256,
+        sliding=sliding,
+        # Workers on other machines need not have been started in this directory.
+        scenes=tuple(replace(scene, image=str(Path(scene.image).absolute())) for scene in scenes),
+        bad=catalogue.bad,
+        warnings=(*doubts, *pixel_size_warnings(scenes, contract)),
+    )
+
+
+def _find(config: RunConfig, files: Sequence[str]) -> Catalogue:
+    if files:
+        return describe_files(files, config.data)
+    return find_scenes(config.data, [config.infer.split], need_labels=False)
+
+
+def sliding_of(config: RunConfig, contract: Contract) -> Sliding:
+    """The windows: by default of the size that the model was trained on, half a window apart.
+
+    Raises:
+        InputError: when the stride is larger than the model's chip size and no window is configured.
+    """
+    size = config.infer.window or contract.chip_size
+    stride = config.infer.stride or max(size // 2, 1)
+    if stride > size:
+        raise InputError(
+            f"infer.stride: {stride} is not allowed: must be at most the window, which is the model's chip size of "
+            f"{size} pixels, else pixels between windows get no prediction; lower it, or set --infer.window"
+        )
+    return Sliding(
+        size=size,
+        stride=stride,
+        blend=config.infer.blend,
+        batch_size=config.infer.batch_size,
+        classes=len(contract.class_names),
+    )
+
+
+def fit_scenes(
+    scenes: Sequence[Scene], contract: Contract, *, bands_chosen: bool
+) -> tuple[tuple[Scene, ...], tuple[str, ...]]:
+    """Choose from each scene the bands that the model takes.
+
+    Args:
+        scenes: as catalogued.
+        contract: the model's.
+        bands_chosen: the run file names the bands (data.bands), and so the scenes' bands are meant as they are. If not,
+            they are found by the names of the model's bands, or by their numbers where either side has no names.
+
+    Returns:
+        The scenes with their bands in the model's order, and a warning where that order could not be verified.
+
+    Raises:
+        InputError: with a line for each of the first scenes that do not fit.
+    """
+    fitted: list[Scene] = []
+    faults: list[str] = []
+    doubtful: list[Scene] = []
+    for scene in scenes:
+        chosen = scene if bands_chosen else _with_bands_of(contract, scene)
+        if not _same_bands(contract, chosen):
+            faults.append(
+                f"scene {scene.scene_id}: {scene.image} has the bands {', '.join(chosen.band_names)}, the model takes "
+                f"{', '.join(contract.band_names)}, in this order; name its numbers with --data.bands, or describe the "
+                "bands in the file (gdal_edit.py -d)"
+            )
+        elif chosen.dtype != contract.dtype:
+            faults.append(
+                f"scene {scene.scene_id}: {scene.image} has pixels of type {chosen.dtype}, the model was trained on "
+                f"{contract.dtype}, and the same number would mean another brightness; convert the file as the "
+                "training scenes were, or train on such scenes"
+            )
+        elif chosen.bands != contract.bands and chosen.band_names != contract.band_names:
+            doubtful.append(chosen)
+        fitted.append(chosen)
+    if faults:
+        more = [f"... and {len(faults) - _SHOWN} more scenes"] if len(faults) > _SHOWN else []
+        raise InputError("\n".join([*faults[:_SHOWN], *more]))
+    if not doubtful:
+        return tuple(fitted), ()
+    return tuple(fitted), (
+        f"{_scenes(doubtful)}: bands {_numbers(doubtful[0].bands)} go into a model that was trained on bands "
+        f"{_numbers(contract.bands)}; without band names in the files nothing tells whether they mean the same",
+    )
+
+
+def _with_bands_of(contract: Contract, scene: Scene) -> Scene:
+    by_name = dict(zip(scene.band_names, scene.bands, strict=True))
+    if all(name in by_name for name in contract.band_names):
+        return replace(
+            scene, bands=tuple(by_name[name] for name in contract.band_names), band_names=contract.band_names
+        )
+    by_number = dict(zip(scene.bands, scene.band_names, strict=True))
+    if all(number in by_number for number in contract.bands):
+        return replace(scene, bands=contract.bands, band_names=tuple(by_number[number] for number in contract.bands))
+    return scene
+
+
+def _same_bands(contract: Contract, scene: Scene) -> bool:
+    """Whether a scene's bands are as many as the model's, and none of them has another name."""
+    return len(scene.bands) == len(contract.bands) and all(
+        is_called == called or _unnamed(is_called) or _unnamed(called)
+        for is_called, called in zip(scene.band_names, contract.band_names, strict=True)
+    )
+
+
+def _unnamed(name: str) -> bool:
+    return re.fullmatch(r"band_\d+", name) is not None
+
+
+def pixel_size_warnings(scenes: Sequence[Scene], contract: Contract) -> tuple[str, ...]:
+    """A line on the scenes whose pixels are much larger or smaller than those of the training scenes."""
+    if contract.pixel_size_range is None:
+        return ()
+    smallest, largest = contract.pixel_size_range
+    far = [
+        scene
+        for scene in scenes
+        if scene.pixel_size is not None
+        and not smallest / _PIXEL_SIZE_TOLERANCE <= scene.pixel_size <= largest * _PIXEL_SIZE_TOLERANCE
+    ]
+    if not far:
+        return ()
+    sizes = sorted({f"{scene.pixel_size:.3g}" for scene in far if scene.pixel_size is not None}, key=float)
+    trained = f"{smallest:.3g}" if f"{smallest:.3g}" == f"{largest:.3g}" else f"{smallest:.3g} to {largest:.3g}"
+    return (
+        f"{_scenes(far)}: pixels of {' to '.join({sizes[0]: 0, sizes[-1]: 0})} m, the model was trained on pixels of "
+        f"{trained} m; what it finds there may be worth little: resample them (gdalwarp -tr), or train on such scenes",
+    )
+
+
+def _scenes(scenes: Sequence[Scene]) -> str:
+    names = ", ".join(scene.scene_id for scene in scenes[:_SHOWN])
+    more = f" and {len(scenes) - _SHOWN} more" if len(scenes) > _SHOWN else ""
+    return f"scene{'s' if len(scenes) > 1 else ''} {names}{more}"
+
+
+def _numbers(bands: Sequence[int]) -> str:
+    return ", ".join(map(str, bands))
+
+
+def fingerprint(plan: InferPlan) -> dict[str, Any]:
+    """What the predictions are made from, to compare with what a rerun would make.
+
+    Paths are left out: a data set that was moved gives the same predictions.
+
+    Returns:
+        "settings" by name; "scenes": a digest of each scene's header by id; "fingerprint": one digest of both.
+    """
+    settings = {
+        "the model's sha256": plan.model_sha256,
+        "infer.window": plan.sliding.size,
+        "infer.stride": plan.sliding.stride,
+        "infer.blend": plan.sliding.blend,
+        "infer.batch_size": plan.sliding.batch_size,
+        "infer.block": plan.config.infer.block,
+        "infer.probability": plan.config.infer.probability,
+    }
+    digests = {}
+    for scene in plan.scenes:
+        left_out = {"image": None, "label": None, "label_bytes": None}
+        digests[scene.scene_id] = _digest(asdict(scene) | left_out | {"transform": tuple(scene.transform)[:6]})[:16]
+    return {"settings": settings, "scenes": digests, "fingerprint": _digest([settings, digests])}
+
+
+def _digest(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def describe_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """In words, what differs between two results of `fingerprint`."""
+    differences = [
+        f"{name} was {was!r}, now {now!r}"
+        for name, now in new["settings"].items()
+        if (was := old["settings"].get(name)) != now
+    ]
+    before, after = old["scenes"], new["scenes"]
+    for words, names in (
+        ("scenes that were not there", [name for name in after if name not in before]),
+        ("scenes that are gone", [name for name in before if name not in after]),
+        ("scenes that changed", [name for name in after if before.get(name, after[name]) != after[name]]),
+    ):
+        if names:
+            shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+            differences.append(f"{len(names)} {words}: {shown}")
+    return "; ".join(differences) or "it was made by another version of geochip"

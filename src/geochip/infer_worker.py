@@ -1,0 +1,154 @@
+"""What inference does on a Dask worker: predict blocks, write GeoTIFFs.
+
+The model is loaded once in each worker process and stays for the blocks that follow.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from geochip.blending import Sliding, pack, predict_block
+from geochip.errors import WorkError
+from geochip.model import SegmentationModel, bundle_sha256, load_bundle
+from geochip.scenes import Scene, SceneError, SceneReader
+from geochip.store import PredictedScene, PredictionStore, write_block
+from geochip.store.cog import write_cog
+from geochip.windows import Window
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every task needs to know."""
+
+    bundle: str
+    model_sha256: str
+    device: str
+    store: str
+    sliding: Sliding
+    nodata: float | None
+    """What the model takes for nodata."""
+    probability: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One block of one scene."""
+
+    scene: Scene
+    place: PredictedScene
+    block: Window
+
+    @property
+    def key(self) -> str:
+        """Name of the block in the journal."""
+        return f"block/{self.scene.scene_id}/{self.block.row_off}/{self.block.col_off}"
+
+
+def predict_pieces(job: Job, number: int, pieces: Sequence[Piece]) -> dict[str, Record]:
+    """Predict and write blocks; runs on a Dask worker.
+
+    Args:
+        job: what all tasks share.
+        number: of this task; spreads tasks over the GPUs of a machine with several.
+        pieces: the blocks.
+
+    Returns:
+        By the blocks' keys: {"class_pixels": [...]}, or {"error": why} for a scene that could not be read.
+    """
+    model = _model(job, number)
+    records: dict[str, Record] = {}
+    for piece in pieces:
+        try:
+            records[piece.key] = {"class_pixels": predict_piece(job, model, piece)}
+        except SceneError as error:
+            records[piece.key] = {"error": str(error)}
+        except torch.OutOfMemoryError:
+            raise WorkError(
+                f"scene {piece.scene.scene_id}, {piece.block}: {job.sliding.batch_size} windows of {job.sliding.size} "
+                f"x {job.sliding.size} pixels do not fit into the GPU's memory; lower --infer.batch_size or "
+                "--cluster.workers"
+            ) from None
+        except WorkError as error:
+            raise WorkError(f"scene {piece.scene.scene_id}, {piece.block}: {error}") from None
+        except Exception as error:
+            error.add_note(f"while predicting scene {piece.scene.scene_id}, {piece.block}")
+            raise
+    return records
+
+
+def predict_piece(job: Job, model: SegmentationModel, piece: Piece) -> list[int]:
+    """Predict and write one block; returns the number of its pixels of each class."""
+    scene, block, sliding = piece.scene, piece.block, job.sliding
+
+    def network(image_nbhw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            logits_nkhw = model(torch.from_numpy(image_nbhw).to(model.mean.device))
+            probability_nkhw: npt.NDArray[np.float32] = torch.softmax(logits_nkhw, dim=1).cpu().numpy()
+        return probability_nkhw
+
+    with SceneReader(scene) as reader:
+
+        def read(window: Window) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+            image_bhw, valid_hw = reader.read(window)
+            return with_nodata(image_bhw, valid_hw, scene.nodata, job.nodata), valid_hw
+
+        probability_khw, valid_hw = predict_block(block, scene.height, scene.width, sliding, read, network)
+    class_hw, packed_khw = pack(probability_khw, valid_hw)
+    write_block(Path(job.store), piece.place, block, class_hw, packed_khw if job.probability else None)
+    pixels: list[int] = np.bincount(class_hw[valid_hw], minlength=sliding.classes).tolist()
+    return pixels
+
+
+def with_nodata(
+    image_bhw: npt.NDArray[Any], valid_hw: npt.NDArray[np.bool_], scenes: float | None, models: float | None
+) -> npt.NDArray[Any]:
+    """Pixels that are not valid get the model's nodata value, or 0, where the scene has another one.
+
+    Where both agree pixels are left as they are, as in the chips that the model was trained on.
+    """
+    if scenes == models or valid_hw.all():
+        return image_bhw
+    return np.where(valid_hw, image_bhw, np.asarray(models or 0, image_bhw.dtype))
+
+
+# Of this process, by sha256 and device: loading one takes longer than predicting many a block.
+_models: dict[tuple[str, str], SegmentationModel] = {}
+
+
+def _model(job: Job, number: int) -> SegmentationModel:
+    """The job's model, on the device that a task shall use.
+
+    Raises:
+        WorkError: when the model is not the one that the driver saw, or this machine lacks the GPU that is asked for.
+    """
+    gpus = torch.cuda.device_count() if job.device != "cpu" and torch.cuda.is_available() else 0
+    if job.device == "cuda" and not gpus:
+        raise WorkError(
+            "infer.device: cuda is asked for, but torch finds no GPU on a worker's machine; use auto or cpu"
+        )
+    key = (job.model_sha256, f"cuda:{number % gpus}" if gpus else "cpu")
+    if key not in _models:
+        # The same on every machine: sums that are split over another number of threads round differently.
+        torch.set_num_threads(1)
+        if (found := bundle_sha256(Path(job.bundle))) != job.model_sha256:
+            raise WorkError(
+                f"model {job.bundle} was replaced during the run: its sha256 was {job.model_sha256[:12]}..., is "
+                f"{found[:12]}...; put the first one back and run geochip.infer again, or predict anew with this one"
+            )
+        for other in [known for known in _models if known[0] != job.model_sha256]:
+            del _models[other]
+        _models[key], _ = load_bundle(Path(job.bundle), key[1])
+    return _models[key]
+
+
+def write_some_cogs(store: str, directory: str, scenes: Sequence[PredictedScene]) -> dict[str, Record]:
+    """Write the GeoTIFFs of some scenes; runs on a Dask worker."""
+    predictions = PredictionStore(store)
+    return {f"cog/{scene.scene_id}": {"bytes": write_cog(predictions, scene, Path(directory))} for scene in scenes}

@@ -1,0 +1,17 @@
+"""The network, the data contract that it comes with, and both on disk."""
+
+from geochip.model.bundle import bundle_sha256, check_bundle_dir, load_bundle, save_bundle
+from geochip.model.encoders import fetch_encoder_weights
+from geochip.model.network import Contract, SegmentationModel, build_model, rehearse
+
+__all__ = [
+    "Contract",
+    "SegmentationModel",
+    "build_model",
+    "bundle_sha256",
+    "check_bundle_dir",
+    "fetch_encoder_weights",
+    "load_bundle",
+    "rehearse",
+    "save_bundle",
+]

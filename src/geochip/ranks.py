@@ -1,0 +1,113 @@
+"""The processes of one training, as torchrun starts them: who they are, what they add up, how they fail together.
+
+A rank that fails alone leaves the others waiting in a collective, and an error of all is told by each of them. So what
+may fail runs through `Ranks.alike`: all go on, or all end, and one tells why.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from geochip.errors import GeochipError, InputError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class ToldElsewhereError(GeochipError):
+    """An error that another rank tells: this one ends with the same exit code, without a word."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """The processes that train together."""
+
+    rank: int = 0
+    """This process, 0 to world - 1."""
+    world: int = 1
+    """How many there are."""
+    local_rank: int = 0
+    """This process among those of its machine."""
+    local_world: int = 1
+    """How many are on this machine."""
+
+    @classmethod
+    def join(cls) -> "Ranks":
+        """Join the others that torchrun started; alone without torchrun."""
+        names = {"rank": "RANK", "world": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_world": "LOCAL_WORLD_SIZE"}
+        if not all(name in os.environ for name in names.values()) or os.environ["WORLD_SIZE"] == "1":
+            return cls()
+        # gloo for tensors in memory, among them all small sums, NCCL for those on GPUs.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        return cls(**{field: int(os.environ[name]) for field, name in names.items()})
+
+    def leave(self) -> None:
+        """End the process group. Only where all ranks arrive: it may wait for collectives that are under way."""
+        if self.world > 1:
+            dist.destroy_process_group()
+
+    def say(self, text: str) -> None:
+        """Print a line, once."""
+        if self.rank == 0:
+            print(text, flush=True)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over all ranks, in its own memory; a collective."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def from_first(self, tensor: Tensor) -> None:
+        """Overwrite a tensor with the first rank's; a collective."""
+        if self.world > 1:
+            dist.broadcast(tensor, src=0)
+
+    def alike(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `work` on every rank, and return only when it succeeded on all of them; a collective.
+
+        Raises:
+            GeochipError: the one of the first rank that has one, on that rank; `ToldElsewhereError` on the others.
+        """
+        error = None
+        try:
+            result = work(*args, **kwargs)
+        except GeochipError as caught:
+            error = caught
+        codes: list[int | None] = [error.exit_code if error else None]
+        if self.world > 1:
+            codes *= self.world
+            dist.all_gather_object(codes, codes[0])
+        first = next((rank for rank, code in enumerate(codes) if code is not None), None)
+        if error is not None and first == self.rank:
+            raise error
+        if first is not None:
+            raise ToldElsewhereError(codes[first] or 1)
+        return result
+
+    def require_same(self, what: str, value: int) -> None:
+        """See that a number is the same on all ranks; a collective.
+
+        Raises:
+            InputError: when it is not, as `alike` does.
+        """
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        self.alike(_require_one_value, what, values)
+
+
+def _require_one_value(what: str, values: list[int]) -> None:
+    if len(set(values)) > 1:
+        raise InputError(
+            f"{what} differs between ranks ({', '.join(map(str, values))}): run_dir must be on a disk that all "
+            "machines share"
+        )

@@ -1,0 +1,109 @@
+"""Cloud-optimised GeoTIFFs of predicted scenes, made from the finished prediction store."""
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import rasterio
+import rasterio.shutil
+import rasterio.windows
+from affine import Affine
+
+from geochip.config import IGNORE
+from geochip.store.predictions import PredictedScene, PredictionStore
+from geochip.windows import blocks
+
+_TILE = 512
+_TEMPORARY = ".writing-"
+
+# Okabe & Ito's colours, which people with any colour vision can tell apart; grey for the first class, the background.
+_COLOURS = (
+    (64, 64, 64), (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0),
+    (204, 121, 167),
+)  # fmt: skip
+
+
+def cog_path(directory: Path, scene_id: str) -> Path:
+    """Where a scene's GeoTIFF is."""
+    return directory / f"{scene_id}.tif"
+
+
+def write_cog(store: PredictionStore, scene: PredictedScene, directory: Path) -> int:
+    """Write one scene's classes as a cloud-optimised GeoTIFF: tiles, overviews, colours, class names.
+
+    Memory stays at a block or so, whatever the scene's size. The file appears whole, under its name, or not at all.
+
+    Args:
+        store: the prediction store.
+        scene: one of its scenes, complete.
+        directory: where to put `{scene_id}.tif`; made when missing.
+
+    Returns:
+        Bytes of the file.
+    """
+    target = cog_path(directory, scene.scene_id)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=target.parent) as temporary:
+        plain, finished = Path(temporary) / "plain.tif", Path(temporary) / "cog.tif"
+        _write_plain(store, scene, plain)
+        rasterio.shutil.copy(
+            plain, finished, driver="COG", compress="DEFLATE", blocksize=_TILE, bigtiff="IF_SAFER", num_threads=1,
+            # The commonest class of the pixels that an overview's pixel stands for: classes have no mean.
+            overview_resampling="MODE",
+        )  # fmt: skip
+        with finished.open("rb") as file:
+            os.fsync(file.fileno())
+        size = finished.stat().st_size
+        finished.replace(target)
+    return size
+
+
+def _write_plain(store: PredictionStore, scene: PredictedScene, path: Path) -> None:
+    """Copy the scene block by block into a tiled GeoTIFF, which GDAL's COG driver needs as its source."""
+    georeference: dict[str, Any] = {"transform": Affine(*scene.transform)}
+    if scene.crs:
+        georeference["crs"] = scene.crs
+    with (
+        _quiet(),
+        rasterio.open(
+            path, "w", driver="GTiff", height=scene.height, width=scene.width, count=1, dtype="uint8", nodata=IGNORE,
+            tiled=True, blockxsize=_TILE, blockysize=_TILE, compress="LZW", bigtiff="IF_SAFER", **georeference,
+        ) as dataset,
+    ):  # fmt: skip
+        dataset.write_colormap(1, _colour_table(len(store.class_names)))
+        dataset.set_band_description(1, "class")
+        dataset.update_tags(
+            CLASS_NAMES=",".join(store.class_names),
+            SCENE_ID=scene.scene_id,
+            MODEL_SHA256=store.attrs["model_sha256"],
+            GEOCHIP_VERSION=store.attrs["geochip_version"],
+        )
+        dataset.update_tags(1, **{f"CLASS_{number}": name for number, name in enumerate(store.class_names)})
+        for block in blocks(scene.height, scene.width, store.block):
+            place = rasterio.windows.Window(block.col_off, block.row_off, block.width, block.height)
+            dataset.write(store.read(scene, block), 1, window=place)
+
+
+def _colour_table(classes: int) -> dict[int, tuple[int, int, int, int]]:
+    colours = {number: (*_COLOURS[number % len(_COLOURS)], 255) for number in range(classes)}
+    return {**colours, IGNORE: (0, 0, 0, 0)}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # A scene without a georeference was predicted as it is; its GeoTIFF has none either.
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        yield
+
+
+def sweep_cogs(directory: Path) -> None:
+    """Remove what killed writers left; call it only when nobody writes."""
+    for left in directory.rglob(f"{_TEMPORARY}*"):
+        for file in left.iterdir():
+            file.unlink()
+        left.rmdir()
