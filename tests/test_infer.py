@@ -20,11 +20,11 @@ from bundles import MEAN, STD, contract, identity_bundle, random_bundle
 from geochip import infer_worker
 from geochip.config import parse_run_config
 from geochip.errors import InputError, WorkError, run_command
-from geochip.infer import create_store, main, missing_pieces, open_journal
-from geochip.infer_plan import fit_scenes, pixel_size_warnings, plan_inference
+from geochip.infer import create_store, main, missing_pieces
+from geochip.infer_plan import fit_scenes, pixel_size_warnings, plan_inference, predictions_depend_on
 from geochip.infer_worker import Job, predict_pieces, with_nodata
 from geochip.scenes import Scene
-from geochip.store import PredictionStore, journal_path
+from geochip.store import Journal, PredictionStore, journal_path, make_header
 from helpers import UTM, data_flags, run, tree_hash, write_image, write_scene
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
@@ -174,8 +174,9 @@ def test_no_byte_depends_on_workers_or_order(tmp_path, flags):
     # The other way round, and in this process.
     config, _ = parse_run_config([*two, f"--infer.store={tmp_path / 'r.zarr'}"], command="infer", description="")
     plan = plan_inference(config, ())
-    with open_journal(config.prediction_store, plan) as journal:
-        create_store(config.prediction_store, plan)
+    header = make_header(*predictions_depend_on(plan))
+    with Journal.of_store(config.prediction_store, header, option="infer.store") as journal:
+        create_store(config.prediction_store, plan, header["fingerprint"])
         store = PredictionStore(config.prediction_store)
         pieces = missing_pieces(plan, store, journal)
         assert len(pieces) == 2 * 3 * 2
@@ -522,8 +523,9 @@ def test_pixels_without_data_get_the_models_nodata():
 def job_and_piece(tmp_path, small):
     config, _ = parse_run_config(small, command="infer", description="")
     plan = plan_inference(config, ())
-    with open_journal(config.prediction_store, plan) as journal:
-        create_store(config.prediction_store, plan)
+    header = make_header(*predictions_depend_on(plan))
+    with Journal.of_store(config.prediction_store, header, option="infer.store") as journal:
+        create_store(config.prediction_store, plan, header["fingerprint"])
         pieces = missing_pieces(plan, PredictionStore(config.prediction_store), journal)
     return job_of(config, plan), pieces[0]
 

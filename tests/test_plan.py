@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geochip.config import ChipsConfig, DataConfig
-from geochip.plan import describe_difference, fingerprint, plan_chips
+from geochip.plan import chips_depend_on, plan_chips
 from geochip.scenes import Scene
+from geochip.store import describe_difference, make_header
 
 NORTH_UP = Affine(0.5, 0, 1000, 0, -0.5, 2000)
 
@@ -84,6 +85,10 @@ def test_each_chip_has_the_grid_of_its_window(transform):
     (split,) = plan_chips([scene("a", transform=transform)], ChipsConfig(size=64)).splits
     for window, coefficients in zip(split.windows, split.transforms(), strict=True):
         assert Affine(*coefficients) @ (3, 2) == pytest.approx(transform @ (window.col_off + 3, window.row_off + 2))
+
+
+def fingerprint(scenes, data, chips):
+    return make_header(*chips_depend_on(scenes, data, chips))
 
 
 def test_the_fingerprint_says_what_differs():

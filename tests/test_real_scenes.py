@@ -9,10 +9,10 @@ import rasterio
 import rasterio.features
 import rioxarray
 import xarray as xr
-from helpers import run
 
 import geochip
 from geochip import chipping, evaluate, infer, train_ddp
+from helpers import run
 
 RUN_FILE = Path(__file__).parent / "vegas_real.yaml"
 
@@ -46,7 +46,9 @@ def test_chips_equal_the_scenes_bit_for_bit(vegas_run, real_data):
                 shapes = [feature["geometry"] for feature in features]
                 label = np.zeros(image.shape[1:], np.uint8)
                 if shapes:
-                    label = rasterio.features.rasterize(shapes, out_shape=label.shape, transform=transform, dtype="uint8")
+                    label = rasterio.features.rasterize(
+                        shapes, out_shape=label.shape, transform=transform, dtype="uint8"
+                    )
                 rows, cols = (slice(int(one[name]), int(one[name]) + 300) for name in ("row_off", "col_off"))
                 np.testing.assert_array_equal(one.image, image[:, rows, cols])
                 np.testing.assert_array_equal(one.label, label[rows, cols])

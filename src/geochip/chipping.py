@@ -20,9 +20,9 @@ import numpy.typing as npt
 import geochip
 from geochip.cluster import dask_client, run_tasks
 from geochip.config import IGNORE, DataConfig, RunConfig, parse_run_config
-from geochip.errors import InputError, WorkError, run_command
+from geochip.errors import run_command
 from geochip.labels import LabelError, label_crs, rasterize_label
-from geochip.plan import ChipPlan, ChipTask, describe_difference, fingerprint, plan_chips
+from geochip.plan import ChipPlan, ChipTask, chips_depend_on, plan_chips
 from geochip.progress import ProgressReport
 from geochip.scenes import (
     Catalogue,
@@ -34,6 +34,7 @@ from geochip.scenes import (
     find_scenes,
     odd_ones,
     set_aside,
+    settle_bad_scenes,
 )
 from geochip.statistics import PERCENTILES, BandStatistics
 from geochip.store import (
@@ -42,7 +43,7 @@ from geochip.store import (
     SplitResult,
     create_chip_store,
     finish_chip_store,
-    journal_path,
+    make_header,
     sweep_locks,
     write_shard,
 )
@@ -64,8 +65,8 @@ def main(argv: Sequence[str]) -> None:
     print(f"{len(catalogue.scenes)} scenes, {plan.chips} chips of {config.chips.size} x {config.chips.size} ({counts})")
 
     store = config.chip_store
-    header = fingerprint(catalogue.scenes, config.data, config.chips)
-    with open_journal(store, header) as journal:
+    header = make_header(*chips_depend_on(catalogue.scenes, config.data, config.chips))
+    with Journal.of_store(store, header, option="chips.store") as journal:
         if not store.exists():
             create_store(store, plan, config, header)
         sweep_locks(store)
@@ -107,32 +108,6 @@ def label_fault(scene: Scene) -> str | None:
             "the label lies on the image; assign one to the image (gdal_edit.py -a_srs)"
         )
     return None
-
-
-def open_journal(store: Path, header: Record) -> Journal:
-    """Begin or continue the store's journal.
-
-    Raises:
-        InputError: when the store was made from something else, or has no journal.
-    """
-    path = journal_path(store)
-    if store.exists() and not path.exists():
-        raise InputError(
-            f"chips.store: {store} exists, but {path.name} beside it does not, so it cannot be continued; "
-            "remove it, or choose another run_dir or chips.store"
-        )
-    if path.exists() and not store.exists():
-        # The store was removed to be made anew: its journal speaks of nothing any more.
-        path.unlink()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return Journal.open(
-        path,
-        header,
-        describe=lambda old, new: (
-            f"chips.store: {store} was made from something else: {describe_difference(old, new)}; "
-            "choose another run_dir or chips.store, or remove it to make it anew"
-        ),
-    )
 
 
 def create_store(store: Path, plan: ChipPlan, config: RunConfig, header: Record) -> None:
@@ -379,15 +354,13 @@ def report(
     )
     for item in catalogue.unlabelled:
         print(f"left out: {item}")
-    if bad:
-        listed = "\n".join(str(item) for item in bad)
-        if len(bad) > config.data.max_bad_scenes:
-            raise WorkError(
-                f"{listed}\n{len(bad)} of {len(catalogue.scenes) + len(catalogue.bad)} scenes could not be used (see "
-                f"above), data.max_bad_scenes allows {config.data.max_bad_scenes}; all other chips are there. Mend the "
-                "files and run again, or allow it with --data.max_bad_scenes"
-            )
-        print(f"set aside, as data.max_bad_scenes allows:\n{listed}")
+    settle_bad_scenes(
+        bad,
+        scenes=len(catalogue.scenes) + len(catalogue.bad),
+        allowed=config.data.max_bad_scenes,
+        what="used",
+        rest="all other chips are there",
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from geochip.files import write_durably
 from geochip.labels import LabelError, rasterize_label
 from geochip.metrics import Confusion, confusion_matrix, evaluation_items, scores
 from geochip.progress import ProgressReport
-from geochip.scenes import SetAside
+from geochip.scenes import SetAside, settle_bad_scenes
 from geochip.store import PredictedScene, PredictionStore, journal_path, read_journal
 from geochip.windows import blocks
 
@@ -47,7 +47,16 @@ def main(argv: Sequence[str]) -> None:
         write_durably(config.eval_path, json.dumps(document, indent=2, allow_nan=False).encode())
         show(store.class_names, confusions)
         print(f"scores: {config.eval_path}")
-    report_bad(bad, len(labels) + len(unlabelled), config.data.max_bad_scenes, found_any=bool(confusions))
+    elif bad:
+        listed = "\n".join(str(item) for item in bad)
+        raise WorkError(f"{listed}\nnone of the labelled scenes could be evaluated (see above); nothing was written")
+    settle_bad_scenes(
+        bad,
+        scenes=len(labels) + len(unlabelled),
+        allowed=config.data.max_bad_scenes,
+        what="evaluated",
+        rest="the scores are those of all others",
+    )
 
 
 def open_finished(path: Path) -> PredictionStore:
@@ -237,26 +246,6 @@ def _scene_table(confusions: Mapping[str, Confusion]) -> Table:
 
 def _number(score: float | None) -> str:
     return "-" if score is None else f"{score:.3f}"
-
-
-def report_bad(bad: Sequence[SetAside], scenes: int, allowed: int, *, found_any: bool) -> None:
-    """Print the scenes that could not be evaluated.
-
-    Raises:
-        WorkError: when they are more than `data.max_bad_scenes` allows, or all there were.
-    """
-    if not bad:
-        return
-    listed = "\n".join(str(item) for item in bad)
-    if not found_any:
-        raise WorkError(f"{listed}\nnone of the labelled scenes could be evaluated (see above); nothing was written")
-    if len(bad) > allowed:
-        raise WorkError(
-            f"{listed}\n{len(bad)} of {scenes} scenes could not be evaluated (see above), data.max_bad_scenes allows "
-            f"{allowed}; the scores are those of all others. Mend the files and run again, or allow it with "
-            "--data.max_bad_scenes"
-        )
-    print(f"set aside, as data.max_bad_scenes allows:\n{listed}")
 
 
 if __name__ == "__main__":

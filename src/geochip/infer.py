@@ -23,12 +23,12 @@ import torch
 import geochip
 from geochip.cluster import dask_client, run_tasks
 from geochip.config import ClusterConfig, RunConfig, available_cpus, parse_run_config
-from geochip.errors import InputError, WorkError, run_command
-from geochip.infer_plan import InferPlan, describe_difference, fingerprint, plan_inference
+from geochip.errors import InputError, run_command
+from geochip.infer_plan import InferPlan, plan_inference, predictions_depend_on
 from geochip.infer_worker import Job, Piece, Record, predict_pieces, write_some_cogs
 from geochip.progress import ProgressReport
-from geochip.scenes import SetAside
-from geochip.store import Journal, PredictedScene, PredictionStore, SceneGrid, journal_path, sweep_locks
+from geochip.scenes import SetAside, settle_bad_scenes
+from geochip.store import Journal, PredictedScene, PredictionStore, SceneGrid, make_header, sweep_locks
 from geochip.store.cog import cog_path, sweep_cogs
 from geochip.windows import blocks
 
@@ -56,13 +56,20 @@ def main(argv: Sequence[str]) -> None:
         f"{sliding.stride} pixels apart"
     )
     store = config.prediction_store
-    with open_journal(store, plan) as journal:
+    header = make_header(*predictions_depend_on(plan))
+    with Journal.of_store(store, header, option="infer.store") as journal:
         if not store.exists():
-            create_store(store, plan)
+            create_store(store, plan, header["fingerprint"])
         sweep_locks(store)
         failed = work(plan, PredictionStore(store), journal)
         report(plan, journal, failed)
-    report_bad(plan, [*plan.bad, *failed.values()])
+    settle_bad_scenes(
+        [*plan.bad, *failed.values()],
+        scenes=len(plan.scenes) + len(plan.bad),
+        allowed=config.data.max_bad_scenes,
+        what="read",
+        rest="all others are predicted",
+    )
 
 
 def check_device(config: RunConfig) -> None:
@@ -71,33 +78,7 @@ def check_device(config: RunConfig) -> None:
         raise InputError("infer.device: 'cuda' is not allowed: torch finds no GPU on this machine; use auto or cpu")
 
 
-def open_journal(store: Path, plan: InferPlan) -> Journal:
-    """Begin or continue the store's journal.
-
-    Raises:
-        InputError: when the store was made from something else, or has no journal.
-    """
-    path = journal_path(store)
-    if store.exists() and not path.exists():
-        raise InputError(
-            f"infer.store: {store} exists, but {path.name} beside it does not, so it cannot be continued; "
-            "remove it, or choose another run_dir or --infer.store"
-        )
-    if path.exists() and not store.exists():
-        # The store was removed to be made anew: its journal speaks of nothing any more.
-        path.unlink()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return Journal.open(
-        path,
-        fingerprint(plan),
-        describe=lambda old, new: (
-            f"infer.store: {store} was made from something else: {describe_difference(old, new)}; "
-            "choose another run_dir or --infer.store, or remove it to make it anew"
-        ),
-    )
-
-
-def create_store(store: Path, plan: InferPlan) -> None:
+def create_store(store: Path, plan: InferPlan, fingerprint: str) -> None:
     """Create the store with a place for every scene and no predictions."""
     contract, sliding = plan.contract, plan.sliding
     model = ("architecture", "encoder", "band_names", "dtype", "chip_size", "pixel_size_range", "geochip_version")
@@ -116,7 +97,7 @@ def create_store(store: Path, plan: InferPlan) -> None:
         probability=plan.config.infer.probability,
         attributes={
             "geochip_version": geochip.__version__,
-            "fingerprint": fingerprint(plan)["fingerprint"],
+            "fingerprint": fingerprint,
             "model_sha256": plan.model_sha256,
             "model": {name: getattr(contract, name) for name in model},
             "chip_store_fingerprint": contract.chip_store_fingerprint,
@@ -270,25 +251,6 @@ def report(plan: InferPlan, journal: Journal, failed: Mapping[str, SetAside]) ->
     print(
         f"open one with geochip.open_scene({str(config.prediction_store)!r}, {some!r}), all with xarray.open_datatree"
     )
-
-
-def report_bad(plan: InferPlan, bad: Sequence[SetAside]) -> None:
-    """Print the scenes that were left out.
-
-    Raises:
-        WorkError: when they are more than `data.max_bad_scenes` allows.
-    """
-    if not bad:
-        return
-    listed = "\n".join(str(item) for item in bad)
-    allowed = plan.config.data.max_bad_scenes
-    if len(bad) > allowed:
-        raise WorkError(
-            f"{listed}\n{len(bad)} of {len(plan.scenes) + len(plan.bad)} scenes could not be read (see above), "
-            f"data.max_bad_scenes allows {allowed}; all others are predicted. Mend the files and run again, or allow "
-            "it with --data.max_bad_scenes"
-        )
-    print(f"set aside, as data.max_bad_scenes allows:\n{listed}")
 
 
 if __name__ == "__main__":

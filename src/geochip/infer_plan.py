@@ -3,11 +3,9 @@
 Everything that can be known to fail is found here, before anything is written.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from geochip.blending import Sliding
 from geochip.config import RunConfig
 from geochip.errors import InputError
 from geochip.model import Contract, bundle_sha256, load_bundle
-from geochip.scenes import Catalogue, Scene, SetAside, describe_files, find_scenes
+from geochip.scenes import Catalogue, Scene, SetAside, describe_files, find_scenes, scene_digest
 
 # A network copes with objects a little larger or smaller than those that it was trained on, not with any size.
 _PIXEL_SIZE_TOLERANCE = 1.5
@@ -202,13 +200,13 @@ def _numbers(bands: Sequence[int]) -> str:
     return ", ".join(map(str, bands))
 
 
-def fingerprint(plan: InferPlan) -> dict[str, Any]:
-    """What the predictions are made from, to compare with what a rerun would make.
+def predictions_depend_on(plan: InferPlan) -> tuple[dict[str, Any], dict[str, str]]:
+    """What decides what the predictions are, to compare with what a rerun would make.
 
     Paths are left out: a data set that was moved gives the same predictions.
 
     Returns:
-        "settings" by name; "scenes": a digest of each scene's header by id; "fingerprint": one digest of both.
+        The settings by name, and a digest of each scene by id.
     """
     settings = {
         "the model's sha256": plan.model_sha256,
@@ -219,31 +217,4 @@ def fingerprint(plan: InferPlan) -> dict[str, Any]:
         "infer.block": plan.config.infer.block,
         "infer.probability": plan.config.infer.probability,
     }
-    digests = {}
-    for scene in plan.scenes:
-        left_out = {"image": None, "label": None, "label_bytes": None}
-        digests[scene.scene_id] = _digest(asdict(scene) | left_out | {"transform": tuple(scene.transform)[:6]})[:16]
-    return {"settings": settings, "scenes": digests, "fingerprint": _digest([settings, digests])}
-
-
-def _digest(document: Any) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def describe_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """In words, what differs between two results of `fingerprint`."""
-    differences = [
-        f"{name} was {was!r}, now {now!r}"
-        for name, now in new["settings"].items()
-        if (was := old["settings"].get(name)) != now
-    ]
-    before, after = old["scenes"], new["scenes"]
-    for words, names in (
-        ("scenes that were not there", [name for name in after if name not in before]),
-        ("scenes that are gone", [name for name in before if name not in after]),
-        ("scenes that changed", [name for name in after if before.get(name, after[name]) != after[name]]),
-    ):
-        if names:
-            shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-            differences.append(f"{len(names)} {words}: {shown}")
-    return "; ".join(differences) or "it was made by another version of geochip"
+    return settings, {scene.scene_id: scene_digest(scene, with_label=False) for scene in plan.scenes}

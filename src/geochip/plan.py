@@ -5,7 +5,6 @@ scene's windows on the seed and its own id and shape alone: adding a scene chang
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from affine import Affine
 
 from geochip.config import ChipsConfig, DataConfig
-from geochip.scenes import Scene
+from geochip.scenes import Scene, scene_digest
 from geochip.windows import Window, random_windows
 
 _CHIPS_PER_SHARD = 64
@@ -134,47 +133,16 @@ def _chips_per_shard(per_scene: int, chip_bytes: int) -> int:
     return round(most / per_scene) * per_scene
 
 
-def fingerprint(scenes: Sequence[Scene], data: DataConfig, chips: ChipsConfig) -> dict[str, Any]:
-    """What a chip store is made from, to compare with what a rerun would make.
+def chips_depend_on(
+    scenes: Sequence[Scene], data: DataConfig, chips: ChipsConfig
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What decides what the chips hold, to compare with what a rerun would make.
 
-    Paths of directories are left out: a data set that was moved gives the same chips.
+    Paths are left out: a data set that was moved gives the same chips.
 
     Returns:
-        "config": the settings that decide what chips hold; "scenes": a digest of each scene's header and file sizes,
-        by split/id; "fingerprint": one digest of both.
+        The settings by their keys in the run file, and a digest of each scene by split/id.
     """
-    settings = {
-        "data": {k: v for k, v in asdict(data).items() if k in ("splits", "bands", "classes", "class_property")},
-        "chips": {k: v for k, v in asdict(chips).items() if k != "store"},
-    }
-    digests = {}
-    for scene in scenes:
-        facts = asdict(scene) | {"image": None, "label": None, "transform": tuple(scene.transform)[:6]}
-        digests[f"{scene.split}/{scene.scene_id}"] = _digest(facts)[:16]
-    return {"config": settings, "scenes": digests, "fingerprint": _digest({"config": settings, "scenes": digests})}
-
-
-def _digest(document: Any) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def describe_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """In words, what differs between two results of `fingerprint`."""
-    # As in a journal: lists and tuples are one.
-    old, new = json.loads(json.dumps([old, new]))
-    differences = [
-        f"{section}.{key} was {was!r}, now {now!r}"
-        for section in ("data", "chips")
-        for key, now in new["config"][section].items()
-        if (was := old["config"][section].get(key)) != now
-    ]
-    before, after = old["scenes"], new["scenes"]
-    for words, names in (
-        ("scenes that were not there", [name for name in after if name not in before]),
-        ("scenes that are gone", [name for name in before if name not in after]),
-        ("scenes that changed", [name for name in after if before.get(name, after[name]) != after[name]]),
-    ):
-        if names:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            differences.append(f"{len(names)} {words}: {shown}")
-    return "; ".join(differences) or "it was made by another version of geochip"
+    settings = {f"data.{name}": getattr(data, name) for name in ("splits", "bands", "classes", "class_property")}
+    settings |= {f"chips.{name}": value for name, value in asdict(chips).items() if name != "store"}
+    return settings, {f"{scene.split}/{scene.scene_id}": scene_digest(scene, with_label=True) for scene in scenes}

@@ -42,7 +42,7 @@ from torch.nn.parallel import DistributedDataParallel
 from geochip.checkpoint import Checkpoint, load_newest, require_same_settings, save_checkpoint
 from geochip.config import IGNORE, RunConfig, TrainConfig, available_cpus, parse_run_config
 from geochip.dataset import Batch, BatchReader, TrainingData, find_data, training_batches, validation_batches
-from geochip.errors import InputError, WorkError, run_command
+from geochip.errors import GeochipError, InputError, WorkError, run_command
 from geochip.metrics import confusion_matrix
 from geochip.model import (
     Contract,
@@ -64,9 +64,13 @@ def main(argv: Sequence[str]) -> None:
     ranks = Ranks.join()
     try:
         train(argv, ranks)
-    except ToldElsewhereError:
-        # torchrun stops all ranks as soon as one has left with an error: the one that tells it leaves first.
-        time.sleep(10)
+    except (GeochipError, SystemExit) as error:
+        # All ranks come here, none is inside a collective (see `Ranks.alike`); SystemExit is that of --print_config. A
+        # process group that is not ended may abort the process on its way out, which would hide the exit code.
+        ranks.leave()
+        if isinstance(error, ToldElsewhereError):
+            # torchrun stops all ranks as soon as one has left with an error: the one that tells it leaves first.
+            time.sleep(10)
         raise
     ranks.leave()
 

@@ -7,7 +7,9 @@ from geochip.scenes.catalogue import (
     describe_files,
     find_scenes,
     odd_ones,
+    scene_digest,
     set_aside,
+    settle_bad_scenes,
 )
 from geochip.scenes.reader import Scene, SceneError, SceneReader
 
@@ -21,5 +23,7 @@ __all__ = [
     "describe_files",
     "find_scenes",
     "odd_ones",
+    "scene_digest",
     "set_aside",
+    "settle_bad_scenes",
 ]

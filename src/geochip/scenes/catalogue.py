@@ -1,6 +1,8 @@
 """The scene catalogue: which scenes there are, and what their headers say."""
 
 import glob
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,7 +21,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 
 from geochip.config import DataConfig
-from geochip.errors import InputError
+from geochip.errors import InputError, WorkError
 from geochip.scenes.reader import Scene, gdal_reason, quiet_open
 
 SUPPORTED_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
@@ -254,6 +256,38 @@ def _ground_pixel_size(crs: str | None, transform: Affine, height: int, width: i
     _, _, across = geod.inv(lon[0], lat[0], lon[1], lat[1])
     _, _, down = geod.inv(lon[0], lat[0], lon[2], lat[2])
     return float(np.sqrt(across * down))
+
+
+def scene_digest(scene: Scene, *, with_label: bool) -> str:
+    """Sixteen hexadecimal digits that change with a scene's header or its files' sizes, not with where they are."""
+    facts = asdict(scene) | {"image": None, "label": None, "transform": tuple(scene.transform)[:6]}
+    if not with_label:
+        del facts["label_bytes"]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def settle_bad_scenes(bad: Sequence[SetAside], *, scenes: int, allowed: int, what: str, rest: str) -> None:
+    """End a command that had to leave scenes out: print them where they are allowed for.
+
+    Args:
+        bad: the scenes, with their reasons.
+        scenes: how many there were in all.
+        allowed: `data.max_bad_scenes`.
+        what: what could not be done with them, as in "could not be ...".
+        rest: what became of the others.
+
+    Raises:
+        WorkError: when more are bad than are allowed.
+    """
+    if not bad:
+        return
+    listed = "\n".join(str(item) for item in bad)
+    if len(bad) > allowed:
+        raise WorkError(
+            f"{listed}\n{len(bad)} of {scenes} scenes could not be {what} (see above), data.max_bad_scenes allows "
+            f"{allowed}; {rest}. Mend the files and run again, or allow it with --data.max_bad_scenes"
+        )
+    print(f"set aside, as data.max_bad_scenes allows:\n{listed}")
 
 
 def catalogue_frame(catalogue: Catalogue) -> gpd.GeoDataFrame:

@@ -9,7 +9,7 @@ from geochip.store.chips import (
     sweep_locks,
     write_shard,
 )
-from geochip.store.journal import Journal, journal_path, read_journal
+from geochip.store.journal import Journal, describe_difference, journal_path, make_header, read_journal
 from geochip.store.predictions import PredictedScene, PredictionStore, SceneGrid, open_scene, write_block
 
 __all__ = [
@@ -21,8 +21,10 @@ __all__ = [
     "SplitLayout",
     "SplitResult",
     "create_chip_store",
+    "describe_difference",
     "finish_chip_store",
     "journal_path",
+    "make_header",
     "open_scene",
     "read_journal",
     "sweep_locks",

@@ -6,9 +6,10 @@ do not depend on the order in which tasks finished.
 """
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,41 @@ from geochip.errors import InputError
 def journal_path(store: Path) -> Path:
     """Where a store's journal is."""
     return store.with_name(f"{store.name}.journal")
+
+
+def make_header(settings: Mapping[str, Any], scenes: Mapping[str, str]) -> dict[str, Any]:
+    """The header of a store's journal: what the store is made from.
+
+    Args:
+        settings: the settings that decide what the store holds, by the name that a person knows them by.
+        scenes: a digest of each scene, by its name.
+
+    Returns:
+        Both, and under "fingerprint" the SHA-256 of both.
+    """
+    # As it will be read back: lists and tuples are one.
+    content: dict[str, Any] = json.loads(json.dumps({"settings": settings, "scenes": scenes}))
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return {**content, "fingerprint": digest}
+
+
+def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """In words, what differs between two headers."""
+    differences = [
+        f"{name} was {was!r}, now {now!r}"
+        for name, now in new["settings"].items()
+        if (was := old["settings"].get(name)) != now
+    ]
+    before, after = old["scenes"], new["scenes"]
+    for words, names in (
+        ("scenes that were not there", [name for name in after if name not in before]),
+        ("scenes that are gone", [name for name in before if name not in after]),
+        ("scenes that changed", [name for name in after if before.get(name, after[name]) != after[name]]),
+    ):
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            differences.append(f"{len(names)} {words}: {shown}")
+    return "; ".join(differences) or "it was made by another version of geochip"
 
 
 class Journal:
@@ -56,6 +92,37 @@ class Journal:
         if known.get("fingerprint") != header["fingerprint"]:
             raise InputError(describe(known, header))
         return cls(path, known, records, good_bytes)
+
+    @classmethod
+    def of_store(cls, store: Path, header: dict[str, Any], *, option: str) -> "Journal":
+        """Begin or continue the journal of a store; see `open`.
+
+        Args:
+            store: the store, which exists or will be made when this has returned.
+            header: of `make_header`.
+            option: the key of the run file that names the store, for the errors.
+
+        Raises:
+            InputError: when the store was made from something else, or has no journal.
+        """
+        path = journal_path(store)
+        if store.exists() and not path.exists():
+            raise InputError(
+                f"{option}: {store} exists, but {path.name} beside it does not, so it cannot be continued; "
+                f"remove it, or choose another run_dir or --{option}"
+            )
+        if path.exists() and not store.exists():
+            # The store was removed to be made anew: its journal speaks of nothing any more.
+            path.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return cls.open(
+            path,
+            header,
+            describe=lambda old, new: (
+                f"{option}: {store} was made from something else: {describe_difference(old, new)}; "
+                f"choose another run_dir or --{option}, or remove it to make it anew"
+            ),
+        )
 
     def append(self, key: str, record: dict[str, Any]) -> None:
         """Record a finished task; it is on disk when this returns."""
