@@ -44,6 +44,6 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
             print(f"geochip: error: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("geochip: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
+        print("geochip: interrupted; what is finished is kept", file=sys.stderr)
         return 130
     return 0
