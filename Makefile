@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python -m geochip.synthetic $(DEMO)/data --train 48 --val 6 --test 4 --size 256 --overwrite
 	$(BIN)/python -m geochip.chipping --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
-	$(BIN)/torchrun --standalone --nproc-per-node=$(RANKS) -m geochip.train_ddp \
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS) -m geochip.train_ddp \
 	  --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
 	$(BIN)/python -m geochip.infer --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
 	$(BIN)/python -m geochip.evaluate --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data

@@ -80,8 +80,6 @@ def main() -> None:
             shutil.rmtree(root / f"floor{number}")
         medians = {side: statistics.median(values) for side, values in seconds.items()}
         print(f"| {arguments.scenes} scenes, {plan.chips} chips | CPU s, median of {arguments.rounds} | ms a scene |")
-            f"| {arguments.scenes} scenes, {plan.chips} chips | CPU s, median of {arguments.rounds} | CPU ms a scene |"
-        )
         print("|---|---|---|")
         for side, value in medians.items():
             print(f"| {side} | {value:.2f} | {1000 * value / arguments.scenes:.1f} |")

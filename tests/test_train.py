@@ -384,15 +384,11 @@ def test_frozen_batchnorm_keeps_its_statistics(chips, tmp_path):
 
 
 def test_augmentation_can_be_switched_off(chips, tmp_path):
+    # A unet sees which way a chip lies; a linear model would not.
+    unet = {"architecture": "unet", "encoder": "tu-mobilenetv3_small_050", "epochs": 1}
     for name, augment in (("with", "true"), ("without", "false")):
-        # A unet sees which way a chip lies; a linear model would not.
-        torch.set_num_threads(1)
-        main(
-            flags(
-                chips, tmp_path / name, f"--train.augment={augment}", "--train.val_split=null", architecture="unet",
-                epochs=1,
-            )
-        )  # fmt: skip
+        with one_cpu():
+            main(flags(chips, tmp_path / name, f"--train.augment={augment}", "--train.val_split=null", **unet))
     assert table(tmp_path / "with")[0]["train_loss"] != table(tmp_path / "without")[0]["train_loss"]
 
 
