@@ -211,6 +211,16 @@ def test_written_and_table_tell_what_is_there(tmp_path):
     assert list(table.columns) == ["scene_id", "row_off", "col_off", "x0", "y0", "crs", "valid_fraction", "written"]
 
 
+def test_missing_shards_are_counted(tmp_path):
+    path = tmp_path / "c.zarr"
+    create(path)
+    assert ChipStore(path).missing_shards("train") == 4
+    fill(path, *pixels(7))
+    assert ChipStore(path).missing_shards("train") == 0
+    (path / "train" / "label" / "c.1.0.0").unlink()
+    assert ChipStore(path).missing_shards("train") == 1
+
+
 def test_a_nodata_value_of_nan_survives(tmp_path):
     create(tmp_path / "c.zarr", dtype="float32", nodata="NaN")
     assert np.isnan(ChipStore(tmp_path / "c.zarr").attrs["nodata"])

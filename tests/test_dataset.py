@@ -62,6 +62,17 @@ def store(tmp_path_factory):
 # --- order ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_store_that_lacks_a_file_is_refused(tmp_path):
+    path = tmp_path / "chips.zarr"
+    make_store(path)
+    (path / "train" / "image" / "c.0.0.0.0").unlink()
+    config = RunConfig(chips=ChipsConfig(store=str(path)), train=TrainConfig(val_split=None))
+    with pytest.raises(
+        InputError, match=r"chip store .* lacks 1 files of split 'train', and what they held would read as"
+    ):
+        find_data(config, world=1)
+
+
 def epoch_of(world, batch_size, epoch=0, seed=0, chips=CHIPS):
     """(step, rank, chip) positions."""
     return np.stack(

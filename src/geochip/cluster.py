@@ -58,7 +58,8 @@ def dask_client(cluster: ClusterConfig, *, threads_per_worker: int = 1) -> Itera
             processes=True,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
-            silence_logs=logging.ERROR,
+            # What goes wrong on a worker comes back here as an exception, and is told once.
+            silence_logs=logging.CRITICAL,
         ) as local,
         Client(local) as client,
     ):

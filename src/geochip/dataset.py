@@ -74,6 +74,12 @@ def find_data(config: RunConfig, *, world: int) -> TrainingData:
             f"train.val_split: {store.path} has no chips of split {settings.val_split!r}; put scenes into it, remove "
             f"the store and {remedy} again, or use --train.val_split null"
         )
+    for split in (settings.split, *([settings.val_split] if settings.val_split else [])):
+        if missing := store.missing_shards(split):
+            raise InputError(
+                f"chip store {store.path} lacks {missing} files of split {split!r}, and what they held would read as "
+                f"nothing but nodata; copy it again, or remove it and {remedy} again"
+            )
     statistics = attributes["statistics"]
     if not statistics or None in statistics["mean"] or not store.table(settings.split)["valid_fraction"].any():
         raise InputError(

@@ -224,6 +224,21 @@ class ChipStore:
         """
         return np.flatnonzero(np.asarray(self._group(split)["written"][...])).astype(np.int64)  # type: ignore[index]
 
+    def missing_shards(self, split: str) -> int:
+        """How many of the split's shard files are not there, as after a copy that was cut short.
+
+        No reader of Zarr says so: what a missing shard held reads as the fill value.
+
+        Raises:
+            InputError: when the store has no such split.
+        """
+        image = self._group(split)["image"]
+        assert isinstance(image, zarr.Array)
+        assert image.shards is not None
+        shards = -(-image.shape[0] // image.shards[0])
+        there = sum(len(list((self.path / split / name).glob("c.*.0"))) for name in ("image", "label"))
+        return 2 * shards - there
+
     def table(self, split: str) -> pd.DataFrame:
         """One row a chip: scene_id, row_off, col_off, x0, y0, crs, valid_fraction and written.
 
