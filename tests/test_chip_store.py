@@ -19,6 +19,7 @@ from geochip.store import (
     create_chip_store,
     finish_chip_store,
     journal_path,
+    make_header,
     read_journal,
     sweep_locks,
     write_shard,
@@ -248,43 +249,79 @@ def test_locks_of_killed_writers_are_swept(tmp_path):
     assert not lock.exists()
 
 
-def describe(old, new):
-    return f"{old['made_of']} is not {new['made_of']}"
+def header(size=1, **contents):
+    return make_header(
+        {"chips.size": size}, {name: {"header": "h", "content": content} for name, content in contents.items()}
+    )
+
+
+def journal(path, head):
+    return Journal.open(path, head, store=path.with_suffix(""), option="chips.store")
 
 
 def test_a_journal_goes_on_where_it_stopped(tmp_path):
     path = journal_path(tmp_path / "chips.zarr")
     assert path.name == "chips.zarr.journal"
-    header = {"fingerprint": "f", "made_of": "a"}
-    with Journal.open(path, header, describe=describe) as journal:
-        assert journal.records == {}
-        journal.append("train/0", {"n": 1})
-        journal.append("train/4", {"n": 2})
+    with journal(path, header()) as first:
+        assert first.records == {}
+        first.append("train/0", {"n": 1})
+        first.append("train/4", {"n": 2})
     with path.open("ab") as file:
         file.write(b'{"key": "train/8", "n"')
-    with Journal.open(path, header, describe=describe) as journal:
-        assert journal.records == {"train/0": {"n": 1}, "train/4": {"n": 2}}
-        journal.append("train/8", {"n": 3})
-        journal.append("train/0", {"n": 9})
+    with journal(path, header()) as second:
+        assert second.records == {"train/0": {"n": 1}, "train/4": {"n": 2}}
+        second.append("train/8", {"n": 3})
+        second.append("train/0", {"n": 9})
     known, records, size = read_journal(path)
-    assert known == header
+    assert known == header()
     assert records == {"train/0": {"n": 9}, "train/4": {"n": 2}, "train/8": {"n": 3}}
     assert size == path.stat().st_size
 
 
 def test_a_journal_of_something_else_is_refused_and_kept(tmp_path):
-    path = tmp_path / "j"
-    Journal.open(path, {"fingerprint": "f", "made_of": "a"}, describe=describe).close()
+    path = tmp_path / "c.journal"
+    journal(path, header(a="x")).close()
     before = path.read_bytes()
-    with pytest.raises(InputError, match="a is not b"):
-        Journal.open(path, {"fingerprint": "g", "made_of": "b"}, describe=describe)
+    with pytest.raises(
+        InputError,
+        match=r"chips.store: .*c was made from something else: chips.size was 1, now 2; 1 scene gone: a; choose",
+    ):
+        journal(path, header(2))
+    with pytest.raises(InputError, match="1 scene changed: a"):
+        journal(path, header(a="y"))
     assert path.read_bytes() == before
 
 
+def test_the_file_of_a_scene_that_could_not_be_read_may_change_until_it_can(tmp_path):
+    path = tmp_path / "c.journal"
+    with journal(path, header(a="x", b="x")) as first:
+        first.append("0", {"unread": ["a"]})
+    with journal(path, header(a="mended", b="x")) as second:
+        assert second.records == {"0": {"unread": ["a"]}}
+        second.append("0", {"unread": []})
+    assert read_journal(path)[0] == header(a="mended", b="x")
+    with pytest.raises(InputError, match="1 scene changed: a"):
+        journal(path, header(a="x", b="x"))
+
+
 def test_a_journal_whose_header_was_cut_short_begins_anew(tmp_path):
-    path = tmp_path / "j"
+    path = tmp_path / "c.journal"
     path.write_bytes(b'{"fingerpr')
-    with Journal.open(path, {"fingerprint": "f", "made_of": "a"}, describe=describe) as journal:
-        assert journal.records == {}
-    assert read_journal(path)[0] == {"fingerprint": "f", "made_of": "a"}
+    with journal(path, header()) as begun:
+        assert begun.records == {}
+        begun.append("0", {})
+    assert read_journal(path)[:2] == (header(), {"0": {}})
     assert read_journal(tmp_path / "none") == (None, {}, 0)
+
+
+def test_what_is_no_store_is_not_offered_for_removal(tmp_path):
+    (tmp_path / "photographs").mkdir()
+    with pytest.raises(
+        InputError, match=r"^chips.store: .*photographs exists and is no Zarr store; choose another --chips.store$"
+    ):
+        Journal.of_store(tmp_path / "photographs", header(), option="chips.store")
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        InputError, match=r"run_dir: .*file/below cannot be written to: Not a directory; choose another run_dir"
+    ):
+        Journal.of_store(tmp_path / "file" / "below" / "c.zarr", header(), option="chips.store")

@@ -244,7 +244,7 @@ def test_a_bad_scene_keeps_its_positions_and_the_rest_goes_on(tmp_path, chip, ca
     with pytest.raises(WorkError) as caught:
         chip()
     text = str(caught.value)
-    assert "scene 2 (train): scene 2: " in text
+    assert "scene 2 (train): " in text
     assert "could not be read at rows" in text
     assert "scene 3 (train): label " in text
     assert (
@@ -270,16 +270,94 @@ def test_a_bad_scene_keeps_its_positions_and_the_rest_goes_on(tmp_path, chip, ca
     label.write_text(label_text)
 
 
-def test_a_mended_scene_is_filled_in(tmp_path, chip):
-    scenes(tmp_path, ids="123")
+def test_mended_scenes_are_filled_in(tmp_path, chip):
+    scenes(tmp_path, ids="1234")
     whole = tree_hash(chip(run_dir="whole"))
-    label = tmp_path / "data" / "train" / "label_3.geojson"
-    text = label.read_text()
-    label.write_text(text[:-1] + " ")
-    with pytest.raises(WorkError):
+    broken = [tmp_path / "data" / "train" / name for name in ("label_3.geojson", "scene_2.tif")]
+    contents = [file.read_bytes() for file in broken]
+    for file, content in zip(broken, contents, strict=True):
+        file.write_bytes(content[: len(content) - 200])
+    with pytest.raises(WorkError, match=r"2 of 4 scenes could not be used .* Mend the files and run again"):
         chip()
-    label.write_text(text)
+    broken[0].write_bytes(contents[0])
+    with pytest.raises(WorkError, match="1 of 4 scenes could not be used"):
+        chip()
+    broken[1].write_bytes(contents[1])
     assert tree_hash(chip()) == whole
+    # From now on they must stay as they are.
+    broken[0].write_bytes(contents[0].replace(b"5", b"6", 1))
+    with pytest.raises(InputError, match="1 scene changed: train/3"):
+        chip()
+
+
+def test_scenes_that_were_bad_before_the_plan_have_no_place(tmp_path, chip):
+    scenes(tmp_path, ids="12")
+    (tmp_path / "data" / "train" / "scene_2.tif").write_text("no")
+    with pytest.raises(
+        WorkError, match=r"have no place in the store: 2; to take them up when they are mended, remove the store"
+    ):
+        chip()
+
+
+def test_one_malformed_geometry_stops_its_scene_alone(tmp_path, chip):
+    scenes(tmp_path, ids="12")
+    write_label(
+        tmp_path / "data" / "train" / "label_2.geojson", [{"type": "Polygon", "coordinates": [[[0, 0], [1, 1]]]}]
+    )
+    with pytest.raises(WorkError, match=r"scene 2 \(train\): label .* could not be read as a vector file"):
+        chip()
+    assert ChipStore(tmp_path / "run" / "chips.zarr").written("train").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_workers_elsewhere_find_relative_paths(tmp_path, dask_address, monkeypatch):
+    scenes(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    main([
+        "--run_dir=run", *data_flags("data", "train"), "--chips.size=32", "--train.val_split=null",
+        "--cluster.kind=address", f"--cluster.address={dask_address}",
+    ])  # fmt: skip
+    assert_chips_equal_source(tmp_path / "run" / "chips.zarr", tmp_path / "data")
+
+
+def test_an_unreachable_cluster_ends_before_anything_is_written(tmp_path, chip):
+    scenes(tmp_path)
+    with pytest.raises(
+        InputError, match=r"no Dask scheduler answers at 'tcp://127.0.0.1:9' \(.*start one, or use cluster.kind: local"
+    ):
+        chip("--cluster.address=tcp://127.0.0.1:9")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_train_split_is_another_store(tmp_path, chip):
+    scenes(tmp_path, "train", "1")
+    scenes(tmp_path, "val", "2")
+    chip(splits=("train", "val"))
+    with pytest.raises(InputError, match=r"train.split was 'train', now 'val'"):
+        chip("--train.split=val", splits=("train", "val"))
+
+
+def test_ctrl_c_ends_quietly_and_the_run_goes_on_later(tmp_path, chip):
+    scenes(tmp_path, ids="123456789")
+    flags = ["--chips.per_scene=900", "--chips.size=24"]
+    command = [
+        sys.executable, "-m", "geochip.chipping", f"--run_dir={tmp_path / 'run'}", *data_flags(tmp_path / "data", "train"),
+        "--train.val_split=null", *flags, "--cluster.workers=2",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    journal = journal_path(tmp_path / "run" / "chips.zarr")
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 5):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    # As a terminal does it: every process of the group gets it.
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert told == "geochip: interrupted; what is finished is kept\n"
+    assert tree_hash(chip(*flags)) == tree_hash(chip(*flags, run_dir="quiet"))
 
 
 def test_scenes_without_label_are_reported_at_the_start_and_at_the_end(tmp_path, chip, capsys):
@@ -302,9 +380,7 @@ def test_a_changed_configuration_is_refused_and_nothing_is_lost(tmp_path, chip):
     ):
         chip("--chips.size=24")
     scenes(tmp_path, ids="3")
-    with pytest.raises(
-        InputError, match=r"1 scenes that were not there: train/3; choose another run_dir or --chips.store"
-    ):
+    with pytest.raises(InputError, match=r"1 scene not there before: train/3; choose another run_dir or --chips.store"):
         chip()
     assert tree_hash(path) == before
 
@@ -357,7 +433,7 @@ def test_bad_input_ends_before_anything_is_written(tmp_path, chip):
 def test_odd_scenes_are_set_aside(tmp_path, chip):
     scenes(tmp_path, ids="123")
     write_scene(tmp_path / "data", "train", "4", np.zeros((3, 40, 40), np.uint8))
-    with pytest.raises(WorkError, match="has 3 bands of uint8 where most scenes have 3 of uint32"):
+    with pytest.raises(WorkError, match="has the bands band_1, band_2, band_3 of uint8 where most scenes have"):
         chip()
     assert_chips_equal_source(tmp_path / "run" / "chips.zarr", tmp_path / "data")
 
@@ -373,19 +449,6 @@ def test_classes_by_attribute(tmp_path, chip):
     write_label(label, shapes, properties=[{"kind": "road"}, {"kind": "shed"}])
     with pytest.raises(WorkError, match=r"feature 1 has kind = 'shed', which is not in data.classes"):
         chip(*flags, run_dir="other")
-
-
-def test_no_scheduler_at_the_address(tmp_path):
-    scenes(tmp_path)
-    config = ClusterConfig(kind="address", address="tcp://127.0.0.1:9")
-    with (
-        pytest.raises(
-            InputError,
-            match=r"no Dask scheduler answers at 'tcp://127.0.0.1:9' \(.*start one, or use cluster.kind: local",
-        ),
-        dask_client(config),
-    ):
-        pass
 
 
 def _square(number):

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from geochip.config import RunConfig, config_keys, parse_run_config
+from geochip.config import RunConfig
 from geochip.errors import GeochipError, InputError, WorkError, run_command
+from geochip.run_file import config_keys, parse_run_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -83,7 +84,7 @@ def test_the_examples_are_run_files(example):
     [
         ("chips:\n  sizee: 3\n", "chips.sizee: there is no such key; did you mean chips.size?"),
         ("chips:\n  colour: 3\n", "chips.colour: there is no such key; known are chips.size, chips.per_scene, chips.seed, chips.store"),
-        ("chip:\n  size: 3\n", "chip.size: there is no such key; did you mean chips.size?"),
+        ("chip:\n  size: 3\n", "chip: there is no such key; known are run_dir, data, chips, model, train, infer, cluster"),
         ("foo: 1\n", "foo: there is no such key; known are run_dir, data, chips, model, train, infer, cluster"),
         ("chips:\n  size: abc\n", "chips.size: 'abc' is not allowed: must be a whole number"),
         ("train:\n  lr: fast\n", "train.lr: 'fast' is not allowed: must be a number"),
@@ -109,8 +110,6 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
         ("--train.lr=0", "train.lr: 0.0 is not allowed: must be greater than 0"),
         ("--train.seed=-1", "train.seed: -1 is not allowed: must be at least 0"),
         ("--train.split=x", "train.split: 'x' is not allowed: must be one of data.splits: train, val, test"),
-        ("--train.val_split=x", "train.val_split: 'x' is not allowed: must be one of data.splits: train, val, test, or null"),
-        ("--infer.split=x", "infer.split: 'x' is not allowed: must be one of data.splits: train, val, test"),
         ("--infer.window=0", "infer.window: 0 is not allowed: must be at least 1, or null"),
         ("--infer.stride=0", "infer.stride: 0 is not allowed: must be at least 1, or null"),
         ("--infer.batch_size=0", "infer.batch_size: 0 is not allowed: must be at least 1"),
@@ -123,6 +122,11 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
         ("--cluster.kind=slurm", "cluster.kind: 'slurm' is not allowed: must be one of 'local', 'address'"),
         ("--run_dir=", "run_dir: '' is not allowed: must not be empty"),
         ("--data.image={split}/x.tif", "data.image: '{split}/x.tif' is not allowed: must contain {id}"),
+        ("--chips-size=3", "chips-size: there is no such key; did you mean chips.size?"),
+        (
+            "--data.label={id}_{name}.geojson",
+            "data.label: '{id}_{name}.geojson' is not allowed: only {split} and {id} can be filled in, there is another opening brace",
+        ),
         ("--data.label=x.geojson", "data.label: 'x.geojson' is not allowed: must contain {id}"),
         (
             "--data.image=x{id}.tif",
@@ -143,6 +147,40 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
 )  # fmt: skip
 def test_impossible_values_are_named_with_what_is_allowed(flag, line):
     assert error_lines(flag) == [line]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (
+            "chips:\n  sizee: 3\ntrain:\n  colour: 1\nfoo: 2\n",
+            [
+                "chips.sizee: there is no such key; did you mean chips.size?",
+                "train.colour: there is no such key; known are train.split, train.val_split, train.epochs, train.batch_size, "
+                "train.lr, train.schedule, train.augment, train.freeze_batchnorm, train.seed, train.device",
+                "foo: there is no such key; known are run_dir, data, chips, model, train, infer, cluster",
+            ],
+        ),
+        ("chips: 3\n", ["chips: 3 is not allowed: must be a section with the keys size, per_scene, seed, store; or leave it out"]),
+        ("chips:\n", ["chips: nothing is not allowed: must be a section with the keys size, per_scene, seed, store; or leave it out"]),
+        ("chips:\n  size: 3\nchips:\n  seed: 1\n", ["chips: stands twice in the run file (line 3); join them"]),
+        ("", ["--config: {file} holds no keys; see --print_config for those that there are"]),
+        ("- a\n", ["--config: {file} holds no keys; see --print_config for those that there are"]),
+    ],
+)  # fmt: skip
+def test_run_files_of_another_shape(tmp_path, text, lines):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    assert error_lines(f"--config={file}") == [line.replace("{file}", str(file)) for line in lines]
+
+
+def test_no_test_split_is_needed_to_chip_and_train():
+    assert parse("--data.splits=[train]").data.splits == ("train",)
+
+
+def test_geotiffs_never_lie_in_the_prediction_store():
+    assert parse("--infer.store=a/p.zarr").cog_dir == Path("a/p")
+    assert parse("--infer.store=a/p").cog_dir == Path("a/p_tif")
 
 
 def test_splits_are_checked():
@@ -172,7 +210,7 @@ def test_a_run_file_that_is_missing_or_no_yaml(tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text("chips: [\n")
     (line,) = error_lines("--config", broken)
-    assert "Problems parsing config" in line
+    assert line.startswith(f"--config: {broken} is no valid YAML: ")
 
 
 def test_commands_exit_with_2_and_write_nothing(tmp_path):

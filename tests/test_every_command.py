@@ -40,6 +40,9 @@ def bright_boxes(height, width, bands, dtype, transform, nodata=None):
         pytest.param(64, 70, 1, "uint16", "EPSG:32611", UTM, None, id="one band"),
         pytest.param(64, 70, 8, "uint16", "EPSG:32611", UTM, 0, id="eight bands"),
         pytest.param(64, 70, 3, "uint16", "EPSG:32611", UTM @ Affine.rotation(15), None, id="rotated"),
+        pytest.param(
+            64, 70, 3, "uint16", "EPSG:32611", Affine(0.5, 0, 664_000, 0, 0.5, 4_004_000), None, id="south up"
+        ),
         pytest.param(64, 70, 3, "uint16", None, Affine(2, 0, 7, 0, -2, 9), None, id="no CRS"),
     ],
 )

@@ -18,11 +18,11 @@ from rio_cogeo import cog_validate
 import geochip
 from bundles import MEAN, STD, contract, identity_bundle, random_bundle
 from geochip import infer_worker
-from geochip.config import parse_run_config
 from geochip.errors import InputError, WorkError, run_command
 from geochip.infer import create_store, main, missing_pieces
 from geochip.infer_plan import fit_scenes, pixel_size_warnings, plan_inference, predictions_depend_on
 from geochip.infer_worker import Job, predict_pieces, with_nodata
+from geochip.run_file import parse_run_config
 from geochip.scenes import Scene
 from geochip.store import Journal, PredictionStore, journal_path, make_header
 from helpers import UTM, data_flags, run, tree_hash, write_image, write_scene
@@ -263,14 +263,14 @@ def test_other_settings_are_refused_with_what_differs(tmp_path, small, capsys):
     write_scene(tmp_path / "data", "test", "3", image_of(class_map(20, 20)))
     assert run_command(main, [*small, "--infer.stride=10", "--infer.blend=average"]) == 2
     err = capsys.readouterr().err
-    assert "infer.stride was 32, now 10; infer.blend was 'hann', now 'average'; 1 scenes that were not there: 3" in err
+    assert "infer.stride was 32, now 10; infer.blend was 'hann', now 'average'; 1 scene not there before: 3" in err
     assert "choose another run_dir or --infer.store, or remove it to make it anew" in err
     (tmp_path / "data" / "test" / "scene_3.tif").unlink()
     (tmp_path / "data" / "test" / "scene_2.tif").unlink()
     write_scene(tmp_path / "data", "test", "1", image_of(class_map(91, 70)))
     assert run_command(main, small) == 2
     err = capsys.readouterr().err
-    assert "1 scenes that are gone: 2; 1 scenes that changed: 1" in err
+    assert "1 scene gone: 2; 1 scene changed: 1" in err
     assert tree_hash(tmp_path / "run") == before
 
 

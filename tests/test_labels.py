@@ -170,3 +170,44 @@ def test_coordinates_that_cannot_be_projected_are_an_error(tmp_path):
     path = write_label(tmp_path / "a.geojson", [pole], crs="missing")
     with pytest.raises(LabelError, match="coordinates outside of what EPSG:4326 can be turned into EPSG:32611 for"):
         rasterize(path)
+
+
+def test_a_ring_that_is_not_closed_is_an_error_of_that_file(tmp_path):
+    ring = box(UTM, 0, 0, 4, 4)["coordinates"][0]
+    for broken in (ring[:-1], ring[:2]):
+        path = write_label(tmp_path / "a.geojson", [{"type": "Polygon", "coordinates": [broken]}])
+        with pytest.raises(
+            LabelError, match=r"label .*a.geojson could not be read as a vector file \(.*\); mend or remove it"
+        ):
+            rasterize(path)
+
+
+def test_collections_are_drawn_part_by_part_in_the_order_of_features(tmp_path):
+    empty = {"type": "Polygon", "coordinates": []}
+    inner = {"type": "GeometryCollection", "geometries": [box(UTM, 5, 5, 2, 2), empty]}
+    collection = {"type": "GeometryCollection", "geometries": [box(UTM, 0, 0, 3, 3), empty, inner]}
+    path = write_label(
+        tmp_path / "a.geojson", [collection, box(UTM, 2, 2, 2, 2)], properties=[{"kind": "a"}, {"kind": "b"}]
+    )
+    label = rasterize(path, classes=("0", "a", "b"), class_property="kind")
+    assert [(label == value).sum() for value in (1, 2)] == [8 + 4, 4]
+    assert label[2, 2] == 2
+
+
+def test_classes_that_are_numbers_and_features_without_a_class(tmp_path):
+    boxes = [box(UTM, 0, 0, 4, 4), box(UTM, 8, 8, 2, 2)]
+    path = write_label(tmp_path / "a.geojson", boxes, properties=[{"kind": 1}, {"kind": None}])
+    with pytest.raises(LabelError, match=r"feature 1 has kind = no value, which is not in data.classes \(0, 1\)"):
+        rasterize(path, classes=("0", "1"), class_property="kind")
+    # What is drawn nowhere need not have a class.
+    path = write_label(tmp_path / "b.geojson", [boxes[0], None], properties=[{"kind": 1}, {"kind": None}])
+    assert rasterize(path, classes=("0", "1"), class_property="kind").sum() == 16
+
+
+def test_a_local_grid_cannot_be_related_to_degrees(tmp_path):
+    path = write_label(tmp_path / "a.geojson", [{"type": "Point", "coordinates": [1, 1]}], crs="missing")
+    local = 'LOCAL_CS["site",UNIT["metre",1],AXIS["E",EAST],AXIS["N",NORTH]]'
+    with pytest.raises(
+        LabelError, match=r"a.geojson is in EPSG:4326, which PROJ cannot relate to the image's CRS \(.*give both one"
+    ):
+        rasterize(path, crs=local)

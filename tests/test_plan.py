@@ -16,7 +16,7 @@ NORTH_UP = Affine(0.5, 0, 1000, 0, -0.5, 2000)
 
 def scene(scene_id, split="train", height=400, width=500, **more):
     facts = {
-        "image": f"{scene_id}.tif", "label": f"{scene_id}.geojson", "count": 3, "dtype": "uint16", "crs": "EPSG:32611",
+        "image": f"{scene_id}.tif", "label": None, "count": 3, "dtype": "uint16", "crs": "EPSG:32611",
         "transform": NORTH_UP, "nodata": None, "bands": (1, 2, 3), "band_names": ("r", "g", "b"), "pixel_size": 0.5,
         "image_bytes": 10, "label_bytes": 20,
     }  # fmt: skip
@@ -87,8 +87,8 @@ def test_each_chip_has_the_grid_of_its_window(transform):
         assert Affine(*coefficients) @ (3, 2) == pytest.approx(transform @ (window.col_off + 3, window.row_off + 2))
 
 
-def fingerprint(scenes, data, chips):
-    return make_header(*chips_depend_on(scenes, data, chips))
+def fingerprint(scenes, data, chips, train_split="train"):
+    return make_header(*chips_depend_on(scenes, data, chips, train_split))
 
 
 def test_the_fingerprint_says_what_differs():
@@ -99,18 +99,36 @@ def test_the_fingerprint_says_what_differs():
     moved = [replace(item, image="there/x.tif") for item in scenes]
     assert fingerprint(moved, data, chips) == old
     new = fingerprint(
-        [*[replace(scenes[0], image_bytes=11)], *scenes[2:], scene("9")],
+        [*[replace(scenes[0], height=11)], *scenes[2:], scene("9")],
         replace(data, bands=(1, 2)),
         replace(chips, size=64),
+        "val",
     )
     assert new["fingerprint"] != old["fingerprint"]
     assert describe_difference(old, new) == (
-        "data.bands was None, now [1, 2]; chips.size was 300, now 64; 1 scenes that were not there: train/9; "
-        "1 scenes that are gone: train/1; 1 scenes that changed: train/0"
+        "data.bands was None, now [1, 2]; train.split was 'train', now 'val'; chips.size was 300, now 64; 1 scene not there "
+        "before: train/9; 1 scene gone: train/1; 1 scene changed: train/0"
     )
-    assert describe_difference(old, old) == "it was made by another version of geochip"
+    assert describe_difference(old, old) is None
+    assert describe_difference(old, {**old, "fingerprint": "other"}) == "it was made by another version of geochip"
     gone = describe_difference(old, fingerprint(scenes[:1], data, chips))
-    assert gone == "7 scenes that are gone: train/1, train/2, train/3, train/4, train/5, ..."
+    assert gone == "7 scenes gone: train/1, train/2, train/3, train/4, train/5, ..."
+
+
+def test_another_content_is_a_difference_unless_it_could_not_be_read(tmp_path):
+    label = tmp_path / "a.geojson"
+    label.write_text("one")
+    one = scene("a", label=str(label))
+    data, chips = DataConfig(splits=("train",)), ChipsConfig()
+    old = fingerprint([one], data, chips)
+    # As long as before: only its content tells.
+    label.write_text("two")
+    relabelled = fingerprint([one], data, chips)
+    regrown = fingerprint([replace(one, image_bytes=11, label=None)], data, chips)
+    for new in (relabelled, regrown):
+        assert new["fingerprint"] == old["fingerprint"]
+        assert describe_difference(old, new) == "1 scene changed: train/a"
+        assert describe_difference(old, new, unread=["train/a"]) is None
 
 
 def test_small_scenes_give_one_hanging_chip():

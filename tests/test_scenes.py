@@ -9,6 +9,7 @@ from affine import Affine
 from geochip.config import DataConfig
 from geochip.errors import InputError
 from geochip.scenes import (
+    Catalogue,
     Scene,
     SceneError,
     SceneReader,
@@ -252,7 +253,7 @@ def test_errors_of_named_files(tmp_path):
         InputError, match="scene id 'x' belongs to more than one of the named files; name each scene once"
     ):
         describe_files([str(tmp_path / "a/x.tif"), str(tmp_path / "b/x.tif")], data(tmp_path))
-    with pytest.raises(InputError, match=r"no scene can be used\nscene y: .*y.tif is no file"):
+    with pytest.raises(InputError, match=r".*y.tif is no file; name images that are there"):
         describe_files([str(tmp_path / "y.tif")], data(tmp_path))
 
 
@@ -286,7 +287,10 @@ def test_odd_ones_are_those_unlike_most(tmp_path):
     catalogue = find_scenes(data(tmp_path))
     ((scene, reason),) = odd_ones(catalogue.scenes)
     assert scene.scene_id == "4"
-    assert "has 3 bands of uint8 where most scenes have 3 of uint32; chips of one store share both" in reason
+    assert (
+        "has the bands band_1, band_2, band_3 of uint8 where most scenes have band_1, band_2, band_3 of uint32; chips"
+        in reason
+    )
     left = set_aside(catalogue, [(scene, reason)])
     assert [scene.scene_id for scene in left.scenes] == ["1", "2", "3"]
     assert [item.reason for item in left.bad] == [reason]
@@ -313,3 +317,48 @@ def test_scene_has_no_surprising_defaults():
     with pytest.raises(TypeError):
         Scene("1", "train")
     assert UTM.a == 0.5
+
+
+def test_bands_in_another_order_are_odd(tmp_path):
+    for scene_id, names in (("1", "rgb"), ("2", "rgb"), ("3", "bgr")):
+        write_scene(tmp_path, "train", scene_id)
+        with rasterio.open(tmp_path / "train" / f"scene_{scene_id}.tif", "r+") as dataset:
+            dataset.descriptions = tuple(names)
+    ((scene, reason),) = odd_ones(find_scenes(data(tmp_path)).scenes)
+    assert scene.scene_id == "3"
+    assert "has the bands b, g, r of uint32 where most scenes have r, g, b of uint32" in reason
+
+
+def test_a_split_that_is_not_configured(tmp_path):
+    write_scene(tmp_path, "train", "1")
+    with pytest.raises(InputError, match=r"split 'test' is not among data.splits: train; name one of them"):
+        find_scenes(data(tmp_path), ["test"])
+
+
+def test_a_named_file_is_the_scene_that_it_is_however_its_path_is_spelt(tmp_path, monkeypatch):
+    write_scene(tmp_path / "d", "train", "1")
+    monkeypatch.chdir(tmp_path)
+    spellings = ["d/train/scene_1.tif", str(tmp_path / "d/train/scene_1.tif"), "d/../d/train/scene_1.tif"]
+    for root in ("d", str(tmp_path / "d"), "./d/../d"):
+        for name in spellings:
+            scene = only(describe_files([name], data(root)))
+            assert (scene.scene_id, scene.split) == ("1", "train")
+            assert scene.label is not None
+    with pytest.raises(InputError, match="scene id '1' belongs to more than one of the named files"):
+        describe_files(spellings, data("d"))
+
+
+def test_paths_of_scenes_are_absolute(tmp_path, monkeypatch):
+    write_scene(tmp_path / "d", "train", "1")
+    monkeypatch.chdir(tmp_path)
+    scene = only(find_scenes(data("d")))
+    assert scene.image == str(tmp_path / "d" / "train" / "scene_1.tif")
+    assert scene.label == str(tmp_path / "d" / "train" / "label_1.geojson")
+
+
+def test_a_local_grid_has_no_place_on_the_earth(tmp_path):
+    local = 'LOCAL_CS["site",UNIT["metre",1],AXIS["E",EAST],AXIS["N",NORTH]]'
+    scene = only(describe_files([write_image(tmp_path / "a.tif", position_coded(5, 6), crs=local)], data(tmp_path)))
+    assert scene.pixel_size is None
+    frame = catalogue_frame(Catalogue(scenes=(scene,)))
+    assert frame.geometry[0] is None

@@ -15,12 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from geochip.config import IGNORE
+from geochip.config import IGNORE, PROBABILITY_STEPS
 from geochip.errors import WorkError
 from geochip.windows import Blend, Window, blend_weights, sliding_offsets
-
-PROBABILITY_STEPS = 254
-"""A probability of 1 is kept as this number; 255 is left for nodata."""
 
 Read = Callable[[Window], tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]
 """Reads a window as (image_bhw, valid_hw). It may hang over the scene's lower and right edge: not valid there."""

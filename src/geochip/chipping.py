@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 import geochip
-from geochip.cluster import dask_client, run_tasks
-from geochip.config import IGNORE, DataConfig, RunConfig, parse_run_config
+from geochip.cluster import dask_client, require_cluster, run_tasks
+from geochip.config import IGNORE, DataConfig, RunConfig
 from geochip.errors import run_command
 from geochip.labels import LabelError, label_crs, rasterize_label
 from geochip.plan import ChipPlan, ChipTask, chips_depend_on, plan_chips
 from geochip.progress import ProgressReport
+from geochip.run_file import parse_run_config
 from geochip.scenes import (
     Catalogue,
     Scene,
@@ -64,8 +65,9 @@ def main(argv: Sequence[str]) -> None:
     counts = ", ".join(f"{len(split.windows)} in {split.split}" for split in plan.splits)
     print(f"{len(catalogue.scenes)} scenes, {plan.chips} chips of {config.chips.size} x {config.chips.size} ({counts})")
 
+    require_cluster(config.cluster)
     store = config.chip_store
-    header = make_header(*chips_depend_on(catalogue.scenes, config.data, config.chips))
+    header = make_header(*chips_depend_on(catalogue.scenes, config.data, config.chips, config.train.split))
     with Journal.of_store(store, header, option="chips.store") as journal:
         if not store.exists():
             create_store(store, plan, config, header)
@@ -170,7 +172,7 @@ def cut_chips(plan: ChipPlan, config: RunConfig, journal: Journal) -> dict[str, 
         return journal.records
     nodata = store_nodata([scene for split in plan.splits for scene in split.scenes])
     tasks = (
-        (task.key, (task, str(config.chip_store), config.data, nodata, task.split == config.train.split))
+        (task.key, (task, str(config.chip_store.absolute()), config.data, nodata, task.split == config.train.split))
         for task in plan.tasks()
         if task.key not in done
     )
@@ -211,9 +213,21 @@ def chip_shard(task: ChipTask, store: str, data: DataConfig, nodata: float | Non
         try:
             cut = cut_scene(scene, windows, data, nodata)
         except (SceneError, LabelError) as error:
-            bad.append({"scene_id": scene.scene_id, "split": scene.split, "path": scene.image, "reason": str(error)})
+            bad.append(
+                {
+                    "scene_id": scene.scene_id,
+                    "split": scene.split,
+                    "path": scene.image,
+                    "reason": reason_of(error, scene),
+                }
+            )
             cut = [blank_chip(scene, window, nodata) for window in windows]
-        written += [not bad or bad[-1]["scene_id"] != scene.scene_id] * len(windows)
+            written += [False] * len(windows)
+        except Exception as error:
+            error.add_note(f"while cutting scene {scene.scene_id} ({scene.image}, {scene.label})")
+            raise
+        else:
+            written += [True] * len(windows)
         for image, label, where in cut:
             images.append(image)
             labels.append(label)
@@ -226,9 +240,16 @@ def chip_shard(task: ChipTask, store: str, data: DataConfig, nodata: float | Non
         "written": written,
         "statistics": band_statistics(images, valid) if with_statistics else [],
         "bad": bad,
+        # Their files may be mended before the next run; see `Journal.open`.
+        "unread": [f"{scene['split']}/{scene['scene_id']}" for scene in bad],
         "bytes": size,
         "seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def reason_of(error: Exception, scene: Scene) -> str:
+    """What an error says, without the scene's id, which stands before it anyway."""
+    return str(error).removeprefix(f"scene {scene.scene_id}: ")
 
 
 def cut_scene(
@@ -329,6 +350,16 @@ def scenes_that_failed(records: Mapping[str, Record]) -> list[SetAside]:
     return [failed[key] for key in sorted(failed)]
 
 
+def _no_place(bad: Sequence[SetAside]) -> str:
+    if not bad:
+        return ""
+    names = ", ".join(item.scene_id for item in bad[:5]) + (", ..." if len(bad) > 5 else "")
+    return (
+        f" (scenes found bad before the chips were planned have no place in the store: {names}; to take them up when "
+        "they are mended, remove the store or choose another run_dir)"
+    )
+
+
 def report(
     config: RunConfig, plan: ChipPlan, catalogue: Catalogue, records: Mapping[str, Record], bad: Sequence[SetAside]
 ) -> None:
@@ -359,7 +390,7 @@ def report(
         scenes=len(catalogue.scenes) + len(catalogue.bad),
         allowed=config.data.max_bad_scenes,
         what="used",
-        rest="all other chips are there",
+        rest="all other chips are there" + _no_place(catalogue.bad),
     )
 
 

@@ -51,7 +51,13 @@ def dask_client(cluster: ClusterConfig, *, threads_per_worker: int = 1) -> Itera
             yield client
         return
     with (
-        dask.config.set({"distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT}),
+        dask.config.set(
+            {
+                "distributed.nanny.pre-spawn-environ": _WORKER_ENVIRONMENT,
+                # Ctrl-C reaches every process of the terminal. The driver ends the workers; they need not speak of it.
+                "distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
+            }
+        ),
         LocalCluster(
             n_workers=cluster.workers or available_cpus(),
             threads_per_worker=threads_per_worker,
@@ -64,6 +70,17 @@ def dask_client(cluster: ClusterConfig, *, threads_per_worker: int = 1) -> Itera
         Client(local) as client,
     ):
         yield client
+
+
+def require_cluster(cluster: ClusterConfig) -> None:
+    """See that a scheduler answers, before anything is written; a local cluster is started when it is needed.
+
+    Raises:
+        InputError: when none does.
+    """
+    if cluster.kind == "address":
+        with dask_client(cluster):
+            pass
 
 
 def run_tasks(

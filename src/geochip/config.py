@@ -6,13 +6,9 @@ The dataclasses below are the grammar: field names are the keys, the line under 
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from typing import Literal
 
 from geochip.errors import InputError
 
@@ -20,6 +16,8 @@ Device = Literal["auto", "cpu", "cuda"]
 
 IGNORE = 255
 """Label and prediction value of pixels that count for nothing: nodata, or outside the scene."""
+PROBABILITY_STEPS = 254
+"""A probability of 1 is stored as this number; 255 is left for nodata."""
 
 
 def _check(*rules: tuple[bool, str, object, str]) -> None:
@@ -56,6 +54,15 @@ class DataConfig:
         _check(
             ("{id}" in self.image, "data.image", self.image, "must contain {id}"),
             ("{id}" in self.label, "data.label", self.label, "must contain {id}"),
+            *(
+                (
+                    not re.search(r"\{(?!split\}|id\})", template),
+                    key,
+                    template,
+                    "only {split} and {id} can be filled in, there is another opening brace",
+                )
+                for key, template in (("data.image", self.image), ("data.label", self.label))
+            ),
             (
                 "{split}" in self.image or len(self.splits) == 1,
                 "data.image",
@@ -170,7 +177,9 @@ class InferConfig:
     """How whole scenes are predicted."""
 
     split: str = "test"
-    """Split to predict when the command line names no files."""
+    """Split to predict when no files are named."""
+    files: tuple[str, ...] = ()
+    """Images to predict instead of a split's; those on the command line come first."""
     window: int | None = None
     """Height and width of the sliding window, in pixels; null: the chip size that the model was trained on."""
     stride: int | None = None
@@ -249,12 +258,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         splits = f"must be one of data.splits: {', '.join(self.data.splits)}"
-        val_split = self.train.val_split
+        # The other splits are looked at by the commands that use them: no test split is needed to train.
         _check(
             (bool(self.run_dir), "run_dir", self.run_dir, "must not be empty"),
             (self.train.split in self.data.splits, "train.split", self.train.split, splits),
-            (val_split is None or val_split in self.data.splits, "train.val_split", val_split, f"{splits}, or null"),
-            (self.infer.split in self.data.splits, "infer.split", self.infer.split, splits),
         )
 
     @property
@@ -285,7 +292,8 @@ class RunConfig:
     @property
     def cog_dir(self) -> Path:
         """Cloud-optimised GeoTIFFs, one a scene, beside the prediction store."""
-        return self.prediction_store.with_suffix("")
+        store = self.prediction_store
+        return store.with_suffix("") if store.suffix == ".zarr" else store.with_name(f"{store.name}_tif")
 
     @property
     def eval_path(self) -> Path:
@@ -296,104 +304,3 @@ class RunConfig:
 def available_cpus() -> int:
     """CPUs that this process may use: what Slurm or taskset left it, not what the machine has."""
     return len(os.sched_getaffinity(0))
-
-
-def parse_run_config(
-    argv: Sequence[str], *, command: str, description: str, files: str | None = None
-) -> tuple[RunConfig, tuple[str, ...]]:
-    """Read the run file and the flags of one command.
-
-    Args:
-        argv: the command line without the program's name.
-        command: the module's name, such as "chipping".
-        description: what the command does, for --help.
-        files: help text of the file names that may follow the flags; None when the command takes none.
-
-    Returns:
-        The configuration, and the file names (empty when there are none).
-
-    Raises:
-        InputError: for unknown keys, wrong types and impossible values; each line of its text names a key, its value
-            and what is allowed.
-    """
-    parser = _parser(f"python -m geochip.{command}", description)
-    if files is not None:
-        parser.add_argument("files", nargs="*", type=str, help=files)
-    # The bare flag prints the comments too: they are where a person learns what a key means.
-    argv = ["--print_config=comments" if word == "--print_config" else word for word in argv]
-    try:
-        namespace = parser.parse_args(list(argv))
-    except ArgumentError as error:
-        raise InputError(_explain(str(error))) from None
-    names = tuple(namespace.pop("files", None) or ())
-    config = parser.instantiate(namespace)
-    return RunConfig(**{field.name: config[field.name] for field in fields(RunConfig)}), names
-
-
-def _parser(prog: str, description: str) -> ArgumentParser:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="the run file (YAML); flags after it override its keys")
-    parser.add_class_arguments(RunConfig, None)
-    return parser
-
-
-def config_keys(section: type = RunConfig, prefix: str = "") -> list[str]:
-    """All keys of the run file, dotted, in the order of the dataclasses."""
-    keys: list[str] = []
-    for field in fields(section):
-        if isinstance(field.type, type) and is_dataclass(field.type):
-            keys += config_keys(field.type, f"{prefix}{field.name}.")
-        else:
-            keys.append(prefix + field.name)
-    return keys
-
-
-def _explain(message: str) -> str:
-    """Put jsonargparse's message into one line that names the key, the value and what is allowed."""
-    keys = config_keys()
-    for pattern, form in (
-        (r"Group '(\w+)' does not accept option '([\w.]+)'", "{0}.{1}"),
-        (r"Option '([\w.]+)' is not accepted", "{0}"),
-        (r"unrecognized arguments: --?([\w.]+)", "{0}"),
-    ):
-        if found := re.search(pattern, message):
-            key = form.format(*found.groups())
-            close = get_close_matches(key, keys, n=1, cutoff=0.8)
-            section = f"{key.split('.')[0]}."
-            known = [name for name in keys if name.startswith(section)] or [field.name for field in fields(RunConfig)]
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
-            return f"{key}: there is no such key; {hint}"
-    if found := re.search(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL):
-        key, reason = found.groups()
-        if key == "config":
-            return f"--config: {_one_line(reason)}; give the path of a run file"
-        if wrong := re.search(r"(?:Got|Given) value: (.*)", reason, re.DOTALL):
-            return f"{key}: {_one_line(wrong[1])!r} is not allowed: must be {_expected(key)}"
-        return f"{key}: {_one_line(reason)}"
-    return _one_line(message)
-
-
-def _expected(key: str) -> str:
-    """What a key takes, in words."""
-    annotation: Any = RunConfig
-    for name in key.split("."):
-        annotation = next((field.type for field in fields(annotation) if field.name == name), Any)
-    if isinstance(annotation, type) and is_dataclass(annotation):
-        return f"a section with the keys {', '.join(field.name for field in fields(annotation))}"
-    words = str(annotation).replace("typing.", "")
-    if isinstance(annotation, type):
-        words = annotation.__name__
-    replacements = {
-        r"tuple\[int, \.\.\.\]": "a list of whole numbers", r"tuple\[str, \.\.\.\]": "a list of names",
-        r"\bint\b": "a whole number", r"\bfloat\b": "a number", r"\bstr\b": "text", r"\bbool\b": "true or false",
-        r"\bNone\b": "null", r"\bLiteral\[(.*?)\]": r"one of \1",
-        r" \| ": " or ",
-    }  # fmt: skip
-    for pattern, word in replacements.items():
-        words = re.sub(pattern, word, words)
-    return words
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -86,6 +86,11 @@ def find_data(config: RunConfig, *, world: int) -> TrainingData:
             f"split {settings.split!r} of {store.path} has no valid pixel: all is nodata; check data.image and the "
             f"scenes' nodata values, then remove the store and {remedy} again"
         )
+    if statistics["split"] != settings.split:
+        raise InputError(
+            f"train.split: {store.path} has the statistics of split {statistics['split']!r}, not {settings.split!r}; "
+            f"remove the store and {remedy} with --train.split {settings.split}"
+        )
     sizes = attributes["pixel_size_range"]
     contract = Contract(
         architecture=config.model.architecture,

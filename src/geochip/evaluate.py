@@ -19,13 +19,14 @@ from rich.markup import escape
 from rich.table import Table
 
 import geochip
-from geochip.config import DataConfig, parse_run_config
+from geochip.config import DataConfig
 from geochip.errors import InputError, WorkError, run_command
-from geochip.files import write_durably
+from geochip.files import make_directory, write_durably
 from geochip.labels import LabelError, rasterize_label
 from geochip.metrics import Confusion, confusion_matrix, evaluation_items, scores
 from geochip.progress import ProgressReport
-from geochip.scenes import SetAside, settle_bad_scenes
+from geochip.run_file import parse_run_config
+from geochip.scenes import SetAside, label_path, settle_bad_scenes
 from geochip.store import PredictedScene, PredictionStore, journal_path, read_journal
 from geochip.windows import blocks
 
@@ -37,6 +38,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
     config, _ = parse_run_config(argv, command="evaluate", description="Compare predictions with labels.")
     store = open_finished(config.prediction_store)
+    make_directory(config.eval_path.parent, "run_dir")
     check_classes(store, config.data)
     labels, unlabelled = find_labels(store, config.data)
     confusions, bad = count(store, labels, config.data)
@@ -95,7 +97,7 @@ def find_labels(store: PredictionStore, data: DataConfig) -> tuple[dict[str, Pat
     labels: dict[str, Path] = {}
     unlabelled: list[SetAside] = []
     for scene in store.scenes.values():
-        path = Path(data.root) / data.label.format(split=scene.split, id=scene.scene_id)
+        path = label_path(data, scene.split, scene.scene_id)
         if scene.split and path.is_file():
             labels[scene.scene_id] = path
         else:

@@ -1,7 +1,10 @@
 """Files that are there whole or not at all, also after a kill or a power cut."""
 
+import errno
 import os
 from pathlib import Path
+
+from geochip.errors import InputError
 
 
 def write_durably(path: Path, data: bytes | memoryview) -> None:
@@ -26,6 +29,24 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def make_directory(path: Path, option: str) -> None:
+    """Make a directory, with those above it, and see that it can be written to.
+
+    Args:
+        path: the directory.
+        option: the key of the run file that it comes from, for the error.
+
+    Raises:
+        InputError: when it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"{option}: {path} cannot be written to: {error.strerror}; choose another {option}") from None
 
 
 def sync_directory(path: Path) -> None:

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 
 import geochip
-from geochip.cluster import dask_client, run_tasks
-from geochip.config import ClusterConfig, RunConfig, available_cpus, parse_run_config
+from geochip.cluster import dask_client, require_cluster, run_tasks
+from geochip.config import ClusterConfig, RunConfig, available_cpus
 from geochip.errors import InputError, run_command
 from geochip.infer_plan import InferPlan, plan_inference, predictions_depend_on
 from geochip.infer_worker import Job, Piece, Record, predict_pieces, write_some_cogs
 from geochip.progress import ProgressReport
+from geochip.run_file import parse_run_config
 from geochip.scenes import SetAside, settle_bad_scenes
 from geochip.store import Journal, PredictedScene, PredictionStore, SceneGrid, make_header, sweep_locks
 from geochip.store.cog import cog_path, sweep_cogs
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         files="images to predict; none: the scenes of infer.split",
     )
     check_device(config)
-    plan = plan_inference(config, files)
+    plan = plan_inference(config, files or config.infer.files)
     for warning in plan.warnings:
         print(f"warning: {warning}")
     sliding = plan.sliding
@@ -55,6 +56,7 @@ def main(argv: Sequence[str]) -> None:
         f"{len(plan.scenes)} scenes, {plan.windows} windows of {sliding.size} x {sliding.size} pixels, "
         f"{sliding.stride} pixels apart"
     )
+    require_cluster(config.cluster)
     store = config.prediction_store
     header = make_header(*predictions_depend_on(plan))
     with Journal.of_store(store, header, option="infer.store") as journal:
@@ -146,7 +148,7 @@ def missing_pieces(plan: InferPlan, predictions: PredictionStore, journal: Journ
         for scene in plan.scenes
         for block in blocks(scene.height, scene.width, predictions.block)
     ]
-    missing = [piece for piece in pieces if piece.key not in journal.records]
+    missing = [piece for piece in pieces if "class_pixels" not in journal.records.get(piece.key, {})]
     if not missing:
         print("all of them are predicted already")
     elif len(missing) < len(pieces):
@@ -175,8 +177,9 @@ def predict_pieces_on(
                     failed[scene.scene_id] = SetAside(
                         scene_id=scene.scene_id, split=scene.split, path=scene.image, reason=record["error"]
                     )
-                else:
-                    journal.append(key, record)
+                    # Its file may be mended before the next run; see `Journal.open`.
+                    record["unread"] = [scene.scene_id]
+                journal.append(key, record)
             progress.advance(len(records))
 
         tasks = ((f"predict-{number}", (job, number, some)) for number, some in enumerate(_shared_out(pieces)))
@@ -238,7 +241,7 @@ def report(plan: InferPlan, journal: Journal, failed: Mapping[str, SetAside]) ->
     for key, record in journal.records.items():
         kind, scene_id, *_ = key.split("/")
         if kind == "block" and scene_id not in failed:
-            pixels += record["class_pixels"]
+            pixels += record.get("class_pixels", 0)
     shares = ", ".join(
         f"{name} {100 * share:.1f} %"
         for name, share in zip(plan.contract.class_names, pixels / max(pixels.sum(), 1), strict=True)

@@ -6,14 +6,13 @@ Everything that can be known to fail is found here, before anything is written.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from geochip.blending import Sliding
 from geochip.config import RunConfig
 from geochip.errors import InputError
 from geochip.model import Contract, bundle_sha256, load_bundle
-from geochip.scenes import Catalogue, Scene, SetAside, describe_files, find_scenes, scene_digest
+from geochip.scenes import Catalogue, Scene, SetAside, describe_files, find_scenes, scene_digest, set_aside
 
 # A network copes with objects a little larger or smaller than those that it was trained on, not with any size.
 _PIXEL_SIZE_TOLERANCE = 1.5
@@ -56,14 +55,14 @@ def plan_inference(config: RunConfig, files: Sequence[str]) -> InferPlan:
     _, contract = load_bundle(config.bundle_dir)
     sliding = sliding_of(config, contract)
     catalogue = _find(config, files)
-    scenes, doubts = fit_scenes(catalogue.scenes, contract, bands_chosen=config.data.bands is not None)
+    scenes, misfits, doubts = fit_scenes(catalogue.scenes, contract, bands_chosen=config.data.bands is not None)
+    catalogue = set_aside(catalogue, misfits)
     return InferPlan(
         config=config,
         contract=contract,
         model_sha256=sha256,
         sliding=sliding,
-        # Workers on other machines need not have been started in this directory.
-        scenes=tuple(replace(scene, image=str(Path(scene.image).absolute())) for scene in scenes),
+        scenes=scenes,
         bad=catalogue.bad,
         warnings=(*doubts, *pixel_size_warnings(scenes, contract)),
     )
@@ -99,7 +98,7 @@ def sliding_of(config: RunConfig, contract: Contract) -> Sliding:
 
 def fit_scenes(
     scenes: Sequence[Scene], contract: Contract, *, bands_chosen: bool
-) -> tuple[tuple[Scene, ...], tuple[str, ...]]:
+) -> tuple[tuple[Scene, ...], list[tuple[Scene, str]], tuple[str, ...]]:
     """Choose from each scene the bands that the model takes.
 
     Args:
@@ -109,39 +108,42 @@ def fit_scenes(
             they are found by the names of the model's bands, or by their numbers where either side has no names.
 
     Returns:
-        The scenes with their bands in the model's order, and a warning where that order could not be verified.
-
-    Raises:
-        InputError: with a line for each of the first scenes that do not fit.
+        The scenes that fit, with their bands in the model's order; those that do not, with the reason; and a warning
+        where the order could not be verified.
     """
     fitted: list[Scene] = []
-    faults: list[str] = []
+    misfits: list[tuple[Scene, str]] = []
     doubtful: list[Scene] = []
     for scene in scenes:
         chosen = scene if bands_chosen else _with_bands_of(contract, scene)
         if not _same_bands(contract, chosen):
-            faults.append(
-                f"scene {scene.scene_id}: {scene.image} has the bands {', '.join(chosen.band_names)}, the model takes "
+            reason = (
+                f"{scene.image} has the bands {', '.join(chosen.band_names)}, the model takes "
                 f"{', '.join(contract.band_names)}, in this order; name its numbers with --data.bands, or describe the "
                 "bands in the file (gdal_edit.py -d)"
             )
-        elif chosen.dtype != contract.dtype:
-            faults.append(
-                f"scene {scene.scene_id}: {scene.image} has pixels of type {chosen.dtype}, the model was trained on "
-                f"{contract.dtype}, and the same number would mean another brightness; convert the file as the "
-                "training scenes were, or train on such scenes"
+            misfits.append((scene, reason))
+            continue
+        if chosen.dtype != contract.dtype:
+            reason = (
+                f"{scene.image} has pixels of type {chosen.dtype}, the model was trained on {contract.dtype}, and the "
+                "same number would mean another brightness; convert the file as the training scenes were, or train on "
+                "such scenes"
             )
-        elif chosen.bands != contract.bands and chosen.band_names != contract.band_names:
+            misfits.append((scene, reason))
+            continue
+        if chosen.bands != contract.bands and chosen.band_names != contract.band_names:
             doubtful.append(chosen)
         fitted.append(chosen)
-    if faults:
-        more = [f"... and {len(faults) - _SHOWN} more scenes"] if len(faults) > _SHOWN else []
-        raise InputError("\n".join([*faults[:_SHOWN], *more]))
     if not doubtful:
-        return tuple(fitted), ()
-    return tuple(fitted), (
-        f"{_scenes(doubtful)}: bands {_numbers(doubtful[0].bands)} go into a model that was trained on bands "
-        f"{_numbers(contract.bands)}; without band names in the files nothing tells whether they mean the same",
+        return tuple(fitted), misfits, ()
+    return (
+        tuple(fitted),
+        misfits,
+        (
+            f"{_scenes(doubtful)}: bands {_numbers(doubtful[0].bands)} go into a model that was trained on bands "
+            f"{_numbers(contract.bands)}; without band names in the files nothing tells whether they mean the same",
+        ),
     )
 
 
@@ -200,13 +202,13 @@ def _numbers(bands: Sequence[int]) -> str:
     return ", ".join(map(str, bands))
 
 
-def predictions_depend_on(plan: InferPlan) -> tuple[dict[str, Any], dict[str, str]]:
+def predictions_depend_on(plan: InferPlan) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
     """What decides what the predictions are, to compare with what a rerun would make.
 
     Paths are left out: a data set that was moved gives the same predictions.
 
     Returns:
-        The settings by name, and a digest of each scene by id.
+        The settings by name, and each scene's digests by id.
     """
     settings = {
         "the model's sha256": plan.model_sha256,

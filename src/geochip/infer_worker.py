@@ -68,7 +68,7 @@ def predict_pieces(job: Job, number: int, pieces: Sequence[Piece]) -> dict[str, 
         try:
             records[piece.key] = {"class_pixels": predict_piece(job, model, piece)}
         except SceneError as error:
-            records[piece.key] = {"error": str(error)}
+            records[piece.key] = {"error": str(error).removeprefix(f"scene {piece.scene.scene_id}: ")}
         except torch.OutOfMemoryError:
             raise WorkError(
                 f"scene {piece.scene.scene_id}, {piece.block}: {job.sliding.batch_size} windows of {job.sliding.size} "

@@ -5,17 +5,23 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyogrio.errors
 import pyproj
 import rasterio.features
 import shapely
+import shapely.errors
 from affine import Affine
 
 from geochip.errors import WorkError
+
+# Of GEOS: MultiPoint, and after it the other collections.
+_FIRST_COLLECTION_TYPE = 4
 
 # A GeoJSON's "crs" member stands before or after the features: this much of either end is searched for it.
 _HEAD_BYTES = 65_536
@@ -59,19 +65,42 @@ def rasterize_label(
     """
     frame = _read(path)
     frame = _in_crs_of_scene(frame, label_crs(path, frame), path, crs)
-    values = _class_ids(frame, path, classes, class_property)
-    geometries = shapely.force_2d(frame.geometry.to_numpy())
+    # Features without a geometry are drawn nowhere: nothing about them can be wrong.
+    geometries = frame.geometry.to_numpy()
     drawn = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
-    if not drawn.any():
+    values = _class_ids(frame, drawn, path, classes, class_property)
+    parts, owner = _simple_parts(geometries[drawn])
+    if not len(parts):
         return np.zeros((height, width), np.uint8)
-    label: npt.NDArray[np.uint8] = rasterio.features.rasterize(
-        zip(geometries[drawn], values[drawn].tolist(), strict=True),
-        out_shape=(height, width),
-        transform=transform,
-        fill=0,
-        dtype="uint8",
-    )
+    try:
+        label: npt.NDArray[np.uint8] = rasterio.features.rasterize(
+            zip(parts, values[owner].tolist(), strict=True),
+            out_shape=(height, width),
+            transform=transform,
+            fill=0,
+            dtype="uint8",
+            skip_invalid=False,
+        )
+    except ValueError as error:
+        raise LabelError(f"label {path} holds a shape that cannot be drawn ({_one_line(error)}); mend it") from None
     return label
+
+
+def _simple_parts(geometries: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Points, lines and polygons, flat, and for each the index of the geometry that it is a part of, in their order.
+
+    rasterio draws nothing of a collection that holds one empty member.
+    """
+    parts, owner = shapely.force_2d(geometries), np.arange(len(geometries))
+    while (shapely.get_type_id(parts) >= _FIRST_COLLECTION_TYPE).any():
+        parts, index = shapely.get_parts(parts, return_index=True)
+        owner = owner[index]
+    filled = ~shapely.is_empty(parts)
+    return parts[filled], owner[filled]
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def label_crs(path: str, frame: gpd.GeoDataFrame | None = None) -> pyproj.CRS | None:
@@ -120,9 +149,15 @@ def _read(path: str) -> gpd.GeoDataFrame:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             frame = gpd.read_file(path)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError, ValueError) as error:
+    except (
+        pyogrio.errors.DataSourceError,
+        pyogrio.errors.DataLayerError,
+        shapely.errors.ShapelyError,
+        OSError,
+        ValueError,
+    ) as error:
         raise LabelError(
-            f"label {path} could not be read as a vector file ({' '.join(str(error).split())}); mend or remove it"
+            f"label {path} could not be read as a vector file ({_one_line(error)}); mend or remove it"
         ) from None
     if not isinstance(frame, gpd.GeoDataFrame):
         raise LabelError(f"label {path} holds no geometries; it must be a vector file such as GeoJSON")
@@ -151,7 +186,13 @@ def _in_crs_of_scene(
     if pyproj.CRS(frame.crs).equals(pyproj.CRS(crs), ignore_axis_order=True):
         # Not even the rounding of a null transformation may move a vertex over a pixel's centre.
         return frame
-    frame = frame.to_crs(crs)
+    try:
+        frame = frame.to_crs(crs)
+    except pyproj.exceptions.ProjError as error:
+        raise LabelError(
+            f"label {path} is in {declared.to_string()}, which PROJ cannot relate to the image's CRS "
+            f"({_one_line(error)}); give both one that it can"
+        ) from None
     if not np.isfinite(frame.total_bounds[np.isfinite(bounds)]).all():
         raise LabelError(
             f"label {path} has coordinates outside of what {declared.to_string()} can be turned into {crs} for"
@@ -160,10 +201,11 @@ def _in_crs_of_scene(
 
 
 def _class_ids(
-    frame: gpd.GeoDataFrame, path: str, classes: Sequence[str], class_property: str | None
+    frame: gpd.GeoDataFrame, drawn: npt.NDArray[np.bool_], path: str, classes: Sequence[str], class_property: str | None
 ) -> npt.NDArray[np.uint8]:
-    if class_property is None or frame.empty:
-        return np.ones(len(frame), np.uint8)
+    """The class id of each feature that is drawn."""
+    if class_property is None or not drawn.any():
+        return np.ones(int(drawn.sum()), np.uint8)
     if class_property not in frame.columns:
         known = [str(name) for name in frame.columns if name != frame.geometry.name]
         raise LabelError(
@@ -171,11 +213,16 @@ def _class_ids(
             f"{', '.join(known) or 'none'}"
         )
     ids = {name: number for number, name in enumerate(classes)}
-    names = [str(value) for value in frame[class_property]]
-    for number, name in enumerate(names):
-        if name not in ids:
+    found = []
+    for number in np.flatnonzero(drawn):
+        value = frame[class_property].iloc[number]
+        # One missing value turns a whole column of integers into floats.
+        name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        if pd.isna(value) or name not in ids:
+            shown = "no value" if pd.isna(value) else repr(name)
             raise LabelError(
-                f"label {path}: feature {number} has {class_property} = {name!r}, which is not in data.classes "
+                f"label {path}: feature {number} has {class_property} = {shown}, which is not in data.classes "
                 f"({', '.join(classes)}); add it there, or mend the file"
             )
-    return np.array([ids[name] for name in names], np.uint8)
+        found.append(ids[name])
+    return np.array(found, np.uint8)

@@ -134,15 +134,16 @@ def _chips_per_shard(per_scene: int, chip_bytes: int) -> int:
 
 
 def chips_depend_on(
-    scenes: Sequence[Scene], data: DataConfig, chips: ChipsConfig
-) -> tuple[dict[str, Any], dict[str, str]]:
+    scenes: Sequence[Scene], data: DataConfig, chips: ChipsConfig, train_split: str
+) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
     """What decides what the chips hold, to compare with what a rerun would make.
 
     Paths are left out: a data set that was moved gives the same chips.
 
     Returns:
-        The settings by their keys in the run file, and a digest of each scene by split/id.
+        The settings by their keys in the run file, and each scene's digests by split/id.
     """
     settings = {f"data.{name}": getattr(data, name) for name in ("splits", "bands", "classes", "class_property")}
+    settings["train.split"] = train_split
     settings |= {f"chips.{name}": value for name, value in asdict(chips).items() if name != "store"}
     return settings, {f"{scene.split}/{scene.scene_id}": scene_digest(scene, with_label=True) for scene in scenes}

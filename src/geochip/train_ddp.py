@@ -40,9 +40,10 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from geochip.checkpoint import Checkpoint, load_newest, require_same_settings, save_checkpoint
-from geochip.config import IGNORE, RunConfig, TrainConfig, available_cpus, parse_run_config
+from geochip.config import IGNORE, RunConfig, TrainConfig, available_cpus
 from geochip.dataset import Batch, BatchReader, TrainingData, find_data, training_batches, validation_batches
 from geochip.errors import GeochipError, InputError, WorkError, run_command
+from geochip.files import make_directory
 from geochip.metrics import confusion_matrix
 from geochip.model import (
     Contract,
@@ -56,6 +57,7 @@ from geochip.model import (
 )
 from geochip.progress import ProgressReport
 from geochip.ranks import Ranks, ToldElsewhereError
+from geochip.run_file import parse_run_config
 from geochip.training_log import Row, TrainingLog, in_one_line, score_columns
 
 
@@ -107,7 +109,7 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
         return
     training_mode(model, settings)
     ranks.alike(rehearse, model, batch_size=settings.batch_size, chip_size=data.contract.chip_size)
-    ranks.alike(make_directory, config.train_dir)
+    ranks.alike(make_directory, config.train_dir, "run_dir")
 
     model.to(device)
     ddp: nn.Module = model
@@ -343,14 +345,6 @@ def find_checkpoint(directory: Path, fixed: dict[str, Any], ranks: Ranks) -> Che
     if saved is not None:
         require_same_settings(saved, fixed, directory)
     return saved
-
-
-def make_directory(path: Path) -> None:
-    """Make a directory, or raise `InputError`."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"run_dir: {path} cannot be made: {error.strerror}; choose another run_dir") from None
 
 
 def require_finite(train_loss: float, epoch: int, config: RunConfig) -> None:

@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -69,14 +70,17 @@ def find_scenes(data: DataConfig, splits: Sequence[str] | None = None, *, need_l
         InputError: when the root is no directory, when a template matches no file, when no scene has a label, or when
             no scene can be used at all.
     """
-    root = Path(data.root)
+    if unknown := [split for split in splits or () if split not in data.splits]:
+        raise InputError(f"split {unknown[0]!r} is not among data.splits: {', '.join(data.splits)}; name one of them")
+    # Absolute: Dask workers need not have been started in this directory.
+    root = Path(data.root).absolute()
     if not root.is_dir():
         raise InputError(f"data.root: {data.root!r} is no directory; set it to the one that holds the scenes")
     found = [(split, *hit) for split in splits or data.splits for hit in _match_template(data, split)]
     unlabelled: list[SetAside] = []
     to_describe: list[tuple[str, str, Path, str | None, tuple[int, ...] | None]] = []
     for split, scene_id, path in found:
-        label = root / data.label.format(split=split, id=scene_id)
+        label = label_path(data, split, scene_id)
         if label.exists() or not need_labels:
             to_describe.append((scene_id, split, path, str(label) if label.exists() else None, data.bands))
         else:
@@ -86,7 +90,7 @@ def find_scenes(data: DataConfig, splits: Sequence[str] | None = None, *, need_l
     if not to_describe:
         raise InputError(
             f"data.label: none of the {len(found)} scenes has a label file; the first one looked for is "
-            f"{root / data.label.format(split=found[0][0], id=found[0][1])}; correct data.label or data.root"
+            f"{label_path(data, *found[0][:2])}; correct data.label or data.root"
         )
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
         described = list(pool.map(lambda arguments: _describe(*arguments), to_describe))
@@ -100,17 +104,19 @@ def describe_files(paths: Sequence[str], data: DataConfig) -> Catalogue:
     file has its stem as its id and no label.
 
     Raises:
-        InputError: when two files would have the same id, or when no file can be used.
+        InputError: when a file is not there, when two would have the same id, or when none can be used.
     """
     described: list[Scene | SetAside] = []
     for name in paths:
-        path = Path(name)
+        path = Path(os.path.abspath(name))
+        if not path.is_file():
+            raise InputError(f"{name} is no file; name images that are there")
         scene_id, split, label = path.stem, "", None
         for candidate in data.splits:
             match = re.fullmatch(_template_regex(data, candidate), str(path))
             if match:
                 scene_id, split = match["id"], candidate
-                with_label = Path(data.root) / data.label.format(split=split, id=scene_id)
+                with_label = label_path(data, split, scene_id)
                 label = str(with_label) if with_label.exists() else None
                 break
         described.append(_describe(scene_id, split, path, label, data.bands))
@@ -137,16 +143,17 @@ def set_aside(catalogue: Catalogue, faults: Iterable[tuple[Scene, str]]) -> Cata
 
 
 def odd_ones(scenes: Sequence[Scene]) -> list[tuple[Scene, str]]:
-    """Scenes that cannot share an array with the others: another dtype or another number of bands than most have."""
-    (dtype, bands), _ = Counter((scene.dtype, len(scene.bands)) for scene in scenes).most_common(1)[0]
+    """Scenes that cannot share an array with the others: another dtype or other bands than most have."""
+    (dtype, bands), _ = Counter((scene.dtype, scene.band_names) for scene in scenes).most_common(1)[0]
     return [
         (
             scene,
-            f"{scene.image} has {len(scene.bands)} bands of {scene.dtype} where most scenes have {bands} of {dtype}; "
-            "chips of one store share both: convert the file, or choose common bands with data.bands",
+            f"{scene.image} has the bands {', '.join(scene.band_names)} of {scene.dtype} where most scenes have "
+            f"{', '.join(bands)} of {dtype}; chips of one store share both: convert the file, or choose common bands "
+            "with data.bands",
         )
         for scene in scenes
-        if (scene.dtype, len(scene.bands)) != (dtype, bands)
+        if (scene.dtype, scene.band_names) != (dtype, bands)
     ]
 
 
@@ -169,7 +176,12 @@ def _usable(catalogue: Catalogue) -> Catalogue:
 
 
 def _template_path(data: DataConfig, split: str) -> str:
-    return str(Path(data.root) / data.image.replace("{split}", split))
+    return os.path.abspath(Path(data.root) / data.image.replace("{split}", split))
+
+
+def label_path(data: DataConfig, split: str, scene_id: str) -> Path:
+    """Where the label of a scene is, whether there is one or not; absolute."""
+    return Path(data.root).absolute() / data.label.replace("{split}", split).replace("{id}", scene_id)
 
 
 def _template_regex(data: DataConfig, split: str) -> str:
@@ -258,12 +270,25 @@ def _ground_pixel_size(crs: str | None, transform: Affine, height: int, width: i
     return float(np.sqrt(across * down))
 
 
-def scene_digest(scene: Scene, *, with_label: bool) -> str:
-    """Sixteen hexadecimal digits that change with a scene's header or its files' sizes, not with where they are."""
-    facts = asdict(scene) | {"image": None, "label": None, "transform": tuple(scene.transform)[:6]}
-    if not with_label:
-        del facts["label_bytes"]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+def scene_digest(scene: Scene, *, with_label: bool) -> dict[str, str]:
+    """What tells whether a scene is the one that it was, wherever its files are.
+
+    Args:
+        scene: the scene.
+        with_label: whether its label counts.
+
+    Returns:
+        "header": a digest of what the image's header says; "content": of the image's size in bytes and, if it counts,
+        of the label's bytes.
+    """
+    header = asdict(scene) | {"transform": tuple(scene.transform)[:6]}
+    for name in ("image", "label", "image_bytes", "label_bytes"):
+        del header[name]
+    label = Path(scene.label).read_bytes() if with_label and scene.label else b""
+    return {
+        "header": hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16],
+        "content": hashlib.sha256(f"{scene.image_bytes} ".encode() + label).hexdigest()[:16],
+    }
 
 
 def settle_bad_scenes(bad: Sequence[SetAside], *, scenes: int, allowed: int, what: str, rest: str) -> None:
@@ -322,5 +347,8 @@ def _footprint(scene: Scene) -> shapely.Polygon | None:
         return None
     corners = [(0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height)]
     points = [scene.transform @ corner for corner in corners]
-    lon, lat = _to_lon_lat(scene.crs).transform([x for x, _ in points], [y for _, y in points])
+    try:
+        lon, lat = _to_lon_lat(scene.crs).transform([x for x, _ in points], [y for _, y in points], errcheck=True)
+    except pyproj.exceptions.ProjError:
+        return None  # a local grid, which nothing relates to the earth
     return shapely.Polygon(zip(lon, lat, strict=True))

@@ -9,12 +9,13 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from geochip.errors import InputError
+from geochip.files import make_directory, write_durably
 
 
 def journal_path(store: Path) -> Path:
@@ -22,39 +23,55 @@ def journal_path(store: Path) -> Path:
     return store.with_name(f"{store.name}.journal")
 
 
-def make_header(settings: Mapping[str, Any], scenes: Mapping[str, str]) -> dict[str, Any]:
+def make_header(settings: Mapping[str, Any], scenes: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """The header of a store's journal: what the store is made from.
 
     Args:
         settings: the settings that decide what the store holds, by the name that a person knows them by.
-        scenes: a digest of each scene, by its name.
+        scenes: of each scene, by its name, a digest of its "header" and of its "content".
 
     Returns:
-        Both, and under "fingerprint" the SHA-256 of both.
+        Both, and under "fingerprint" the SHA-256 of the settings and the scenes' headers. The contents are left out of
+        it: a file that was mended makes no other store.
     """
     # As it will be read back: lists and tuples are one.
     content: dict[str, Any] = json.loads(json.dumps({"settings": settings, "scenes": scenes}))
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    headers = {name: digests["header"] for name, digests in content["scenes"].items()}
+    digest = hashlib.sha256(json.dumps([content["settings"], headers], sort_keys=True).encode()).hexdigest()
     return {**content, "fingerprint": digest}
 
 
-def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In words, what differs between two headers."""
+def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any], unread: Collection[str] = ()) -> str | None:
+    """In words, what differs between two headers; None when nothing does.
+
+    Args:
+        old: what a store was begun with.
+        new: what it would be continued with.
+        unread: names of scenes that could not be read so far, whose content may be another one by now.
+    """
     differences = [
         f"{name} was {was!r}, now {now!r}"
         for name, now in new["settings"].items()
         if (was := old["settings"].get(name)) != now
     ]
     before, after = old["scenes"], new["scenes"]
+    changed = [
+        name
+        for name in after
+        if name in before
+        and (before[name]["header"] != after[name]["header"] or (before[name] != after[name] and name not in unread))
+    ]
     for words, names in (
-        ("scenes that were not there", [name for name in after if name not in before]),
-        ("scenes that are gone", [name for name in before if name not in after]),
-        ("scenes that changed", [name for name in after if before.get(name, after[name]) != after[name]]),
+        ("not there before", [name for name in after if name not in before]),
+        ("gone", [name for name in before if name not in after]),
+        ("changed", changed),
     ):
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            differences.append(f"{len(names)} {words}: {shown}")
-    return "; ".join(differences) or "it was made by another version of geochip"
+            differences.append(f"{len(names)} scene{'s' if len(names) > 1 else ''} {words}: {shown}")
+    if not differences and old.get("fingerprint") != new["fingerprint"]:
+        return "it was made by another version of geochip"
+    return "; ".join(differences) or None
 
 
 class Journal:
@@ -65,33 +82,40 @@ class Journal:
         self.header = header
         self.records = records
         """What is known of each finished task, by its key."""
-        self._file = path.open("r+b" if good_bytes else "wb")
+        self._file = path.open("r+b")
         # A record that a kill cut short is taken back, so that the next one begins on a line of its own.
         self._file.truncate(good_bytes)
         self._file.seek(good_bytes)
 
     @classmethod
-    def open(
-        cls, path: Path, header: dict[str, Any], *, describe: Callable[[dict[str, Any], dict[str, Any]], str]
-    ) -> "Journal":
+    def open(cls, path: Path, header: dict[str, Any], *, store: Path, option: str) -> "Journal":
         """Begin a journal, or go on with one that was made from the same things.
 
         Args:
             path: where it is or will be.
-            header: what the store is made from; "fingerprint" must be the same to go on.
-            describe: (old header, new header) -> what differs, in words, for the error.
+            header: of `make_header`.
+            store: the store, for the error.
+            option: the key of the run file that names the store, for the error.
 
         Raises:
-            InputError: when there is a journal with another fingerprint.
+            InputError: when there is a journal of something else.
         """
         known, records, good_bytes = read_journal(path)
         if known is None:
-            journal = cls(path, header, {}, 0)
-            journal._write(header)
-            return journal
-        if known.get("fingerprint") != header["fingerprint"]:
-            raise InputError(describe(known, header))
-        return cls(path, known, records, good_bytes)
+            write_durably(path, _line(header))
+            return cls(path, header, {}, path.stat().st_size)
+        unread = {name for record in records.values() for name in record.get("unread", ())}
+        if difference := describe_difference(known, header, unread):
+            raise InputError(
+                f"{option}: {store} was made from something else: {difference}; "
+                f"choose another run_dir or --{option}, or remove it to make it anew"
+            )
+        if known != header:
+            # A file was mended: from now on its content is what must not change.
+            lines = [_line(header), *(_line({"key": key, **record}) for key, record in records.items())]
+            write_durably(path, b"".join(lines))
+            good_bytes = path.stat().st_size
+        return cls(path, header, records, good_bytes)
 
     @classmethod
     def of_store(cls, store: Path, header: dict[str, Any], *, option: str) -> "Journal":
@@ -103,26 +127,21 @@ class Journal:
             option: the key of the run file that names the store, for the errors.
 
         Raises:
-            InputError: when the store was made from something else, or has no journal.
+            InputError: when the store was made from something else, has no journal, or is none.
         """
         path = journal_path(store)
+        if store.exists() and not (store / "zarr.json").is_file():
+            raise InputError(f"{option}: {store} exists and is no Zarr store; choose another --{option}")
         if store.exists() and not path.exists():
             raise InputError(
                 f"{option}: {store} exists, but {path.name} beside it does not, so it cannot be continued; "
                 f"remove it, or choose another run_dir or --{option}"
             )
+        make_directory(path.parent, "run_dir")
         if path.exists() and not store.exists():
             # The store was removed to be made anew: its journal speaks of nothing any more.
             path.unlink()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return cls.open(
-            path,
-            header,
-            describe=lambda old, new: (
-                f"{option}: {store} was made from something else: {describe_difference(old, new)}; "
-                f"choose another run_dir or --{option}, or remove it to make it anew"
-            ),
-        )
+        return cls.open(path, header, store=store, option=option)
 
     def append(self, key: str, record: dict[str, Any]) -> None:
         """Record a finished task; it is on disk when this returns."""
@@ -130,7 +149,7 @@ class Journal:
         self._write({"key": key, **record})
 
     def _write(self, document: dict[str, Any]) -> None:
-        self._file.write(json.dumps(document, separators=(",", ":")).encode() + b"\n")
+        self._file.write(_line(document))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -145,6 +164,10 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _line(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], int]:

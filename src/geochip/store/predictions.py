@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from geochip.config import IGNORE
+from geochip.config import IGNORE, PROBABILITY_STEPS
 from geochip.errors import InputError
 from geochip.store._arrays import (
     FORMAT_VERSION,
@@ -44,9 +44,6 @@ from geochip.windows import Window
 
 if TYPE_CHECKING:
     import xarray as xr
-
-PROBABILITY_STEPS = 254
-"""A probability of 1 is stored as this number; 255 is left for nodata."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +178,7 @@ class PredictionStore:
         Raises:
             InputError: when the store has no such scene; names some that it has.
         """
+        scene_id = str(scene_id)
         for name in self.groups:
             # Group by group, so that one scene of a store with many shapes is found without reading all of them.
             known = [str(one) for one in self._array(name, "scene_id")[...]]
