@@ -65,9 +65,10 @@ def main(argv: Sequence[str]) -> None:
     counts = ", ".join(f"{len(split.windows)} in {split.split}" for split in plan.splits)
     print(f"{len(catalogue.scenes)} scenes, {plan.chips} chips of {config.chips.size} x {config.chips.size} ({counts})")
 
-    require_cluster(config.cluster)
     store = config.chip_store
     header = make_header(*chips_depend_on(catalogue.scenes, config.data, config.chips, config.train.split))
+    if not store.exists():
+        require_cluster(config.cluster)
     with Journal.of_store(store, header, option="chips.store") as journal:
         if not store.exists():
             create_store(store, plan, config, header)

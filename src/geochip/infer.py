@@ -56,9 +56,10 @@ def main(argv: Sequence[str]) -> None:
         f"{len(plan.scenes)} scenes, {plan.windows} windows of {sliding.size} x {sliding.size} pixels, "
         f"{sliding.stride} pixels apart"
     )
-    require_cluster(config.cluster)
     store = config.prediction_store
     header = make_header(*predictions_depend_on(plan))
+    if not store.exists():
+        require_cluster(config.cluster)
     with Journal.of_store(store, header, option="infer.store") as journal:
         if not store.exists():
             create_store(store, plan, header["fingerprint"])
