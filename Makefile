@@ -25,6 +25,7 @@ demo: $(STAMP)
 	  --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
 	$(BIN)/python -m geochip.infer --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
 	$(BIN)/python -m geochip.evaluate --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
+	@$(BIN)/python -c 'import json; (one,) = (i for i in json.load(open("$(DEMO)/run/eval.json"))["overall"] if i.get("class_name") == "building"); f1 = one["metrics"]["f1"]; assert f1 >= 0.8, f"building F1 is {f1}, below 0.8"'
 	@echo
 	@echo "Chips:       $(DEMO)/run/chips.zarr        xarray.open_datatree"
 	@echo "Model:       $(DEMO)/run/model             model.safetensors and model.json"

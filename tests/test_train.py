@@ -21,7 +21,7 @@ from geochip.dataset import training_batches, validation_batches
 from geochip.errors import InputError, WorkError
 from geochip.metrics import confusion_matrix
 from geochip.model import load_bundle
-from geochip.ranks import Ranks
+from geochip.ranks import Ranks, _require_one_value
 from geochip.store import ChipStore
 from geochip.train_ddp import choose_device, find_checkpoint, learning_rate, main, save, summed_loss, training_mode
 from helpers import UTM, box, data_flags, run, write_scene
@@ -204,6 +204,26 @@ def test_a_finished_training_says_so_and_mends_its_bundle(runs, chips):
     assert done.returncode == 0
     assert "the training had already finished: 2 of 2 epochs" in done.stdout
     assert {path.name: path.read_bytes() for path in (run_dir / "model").iterdir()} == before
+
+
+def test_a_convolutional_network_trains_as_one_with_batchnorm_frozen(chips, tmp_path):
+    losses = []
+    for ranks in (1, 2):
+        more = ["--train.freeze_batchnorm=true", "--train.lr=1e-4"]
+        arguments = flags(chips, tmp_path / str(ranks), *more, architecture="unet", batch_size=4 // ranks, epochs=1)
+        done = torchrun(ranks, *arguments)
+        assert done.returncode == 0, done.stderr
+        losses.append([loss for _, loss in scalars(tmp_path / str(ranks), "step/train_loss")])
+    assert len(losses[0]) == 6
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=1e-4)
+    assert losses[0][0] != losses[0][1]
+
+
+def test_ranks_that_do_not_see_the_same_disk_are_told_so():
+    with pytest.raises(
+        InputError, match=r"the newest checkpoint's epoch differs between ranks \(1, 0\): run_dir must be on a disk"
+    ):
+        _require_one_value("the newest checkpoint's epoch", [1, 0])
 
 
 def test_batchnorm_and_unused_parameters_on_two_ranks(chips, tmp_path):

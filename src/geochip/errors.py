@@ -1,7 +1,7 @@
 """What can go wrong, told to a person, and the exit code that it ends with.
 
 Exit codes of every command: 0 done; 1 the work failed (what failed is named); 2 bad configuration or input, found
-before anything was written; 130 interrupted from the keyboard.
+before anything was written; 130 interrupted from the keyboard. torchrun makes 1 of whatever a rank ends with.
 """
 
 import sys
