@@ -295,10 +295,13 @@ def test_a_journal_of_something_else_is_refused_and_kept(tmp_path):
 def test_the_file_of_a_scene_that_could_not_be_read_may_change_until_it_can(tmp_path):
     path = tmp_path / "c.journal"
     with journal(path, header(a="x", b="x")) as first:
-        first.append("0", {"unread": ["a"]})
+        first.append("0", {"scenes": ["a", "b"], "unread": ["a"]})
+        first.append("1", {"scenes": ["a"]})
+        first.append("2", {"scenes": ["b"]})
     with journal(path, header(a="mended", b="x")) as second:
-        assert second.records == {"0": {"unread": ["a"]}}
-        second.append("0", {"unread": []})
+        # What was made of its old content is not done.
+        assert second.records == {"2": {"scenes": ["b"]}}
+        second.append("0", {"scenes": ["a", "b"], "unread": []})
     assert read_journal(path)[0] == header(a="mended", b="x")
     with pytest.raises(InputError, match="1 scene changed: a"):
         journal(path, header(a="x", b="x"))

@@ -241,7 +241,7 @@ def chip_shard(task: ChipTask, store: str, data: DataConfig, nodata: float | Non
         "written": written,
         "statistics": band_statistics(images, valid) if with_statistics else [],
         "bad": bad,
-        # Their files may be mended before the next run; see `Journal.open`.
+        "scenes": [f"{scene.split}/{scene.scene_id}" for scene, _ in task.cuts],
         "unread": [f"{scene['split']}/{scene['scene_id']}" for scene in bad],
         "bytes": size,
         "seconds": round(time.perf_counter() - started, 3),
@@ -304,12 +304,19 @@ def band_statistics(images: Sequence[npt.NDArray[Any]], valid: Sequence[npt.NDAr
     return [statistics.to_json() for statistics in bands]
 
 
+def records_of_split(
+    plan: ChipPlan, split: str, records: Mapping[str, Record]
+) -> tuple[list[Record], npt.NDArray[np.int64]]:
+    """The records of a split's tasks in the order of the plan, and the (chip, class) pixel counts that they hold."""
+    tasks = [records[task.key] for task in plan.tasks() if task.split == split]
+    return tasks, np.array([chip for record in tasks for chip in record["class_pixels"]], np.int64)
+
+
 def finish(store: Path, plan: ChipPlan, config: RunConfig, records: Mapping[str, Record]) -> None:
     """Write what the tasks found out into the store: class shares, what was written, the train split's statistics."""
     results = {}
     for split in plan.splits:
-        tasks = [records[task.key] for task in plan.tasks() if task.split == split.split]
-        pixels = np.array([chip for record in tasks for chip in record["class_pixels"]], np.int64)
+        tasks, pixels = records_of_split(plan, split.split, records)
         valid = pixels.sum(axis=1)
         results[split.split] = SplitResult(
             valid_fraction=(valid / config.chips.size**2).astype(np.float32),
@@ -321,14 +328,14 @@ def finish(store: Path, plan: ChipPlan, config: RunConfig, records: Mapping[str,
 
 def statistics_of_split(plan: ChipPlan, config: RunConfig, records: Mapping[str, Record]) -> Record | None:
     """Band and class statistics of the train split, added up in the order of the plan; None when it has no chips."""
-    tasks = [records[task.key] for task in plan.tasks() if task.split == config.train.split]
+    tasks, class_pixels = records_of_split(plan, config.train.split, records)
     if not tasks:
         return None
     bands = [BandStatistics() for _ in plan.splits[0].scenes[0].bands]
     for record in tasks:
         for band, counted in zip(bands, record["statistics"], strict=True):
             band.add(BandStatistics.from_json(counted))
-    pixels = np.array([chip for record in tasks for chip in record["class_pixels"]], np.int64).sum(axis=0)
+    pixels = class_pixels.sum(axis=0)
 
     def each(value: Callable[[BandStatistics], float]) -> list[float | None]:
         return [value(band) if band.count else None for band in bands]
@@ -370,8 +377,8 @@ def report(
         WorkError: when more scenes are bad than `data.max_bad_scenes` allows.
     """
     for split in plan.splits:
-        tasks = [records[task.key] for task in plan.tasks() if task.split == split.split]
-        pixels = np.array([chip for record in tasks for chip in record["class_pixels"]], np.int64).sum(axis=0)
+        tasks, class_pixels = records_of_split(plan, split.split, records)
+        pixels = class_pixels.sum(axis=0)
         shares = ", ".join(
             f"{name} {100 * share:.1f} %"
             for name, share in zip(config.data.classes, pixels / max(pixels.sum(), 1), strict=True)

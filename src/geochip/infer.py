@@ -178,9 +178,8 @@ def predict_pieces_on(
                     failed[scene.scene_id] = SetAside(
                         scene_id=scene.scene_id, split=scene.split, path=scene.image, reason=record["error"]
                     )
-                    # Its file may be mended before the next run; see `Journal.open`.
                     record["unread"] = [scene.scene_id]
-                journal.append(key, record)
+                journal.append(key, {**record, "scenes": [scene.scene_id]})
             progress.advance(len(records))
 
         tasks = ((f"predict-{number}", (job, number, some)) for number, some in enumerate(_shared_out(pieces)))

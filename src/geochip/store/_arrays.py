@@ -17,10 +17,20 @@ import tensorstore
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from geochip.config import IGNORE
+
 FORMAT_VERSION = 1
 
 # No directory for every shard: a split of any size is one flat directory.
 _CHUNK_KEYS: Any = {"name": "default", "separator": "."}
+
+
+def class_flags(class_names: Sequence[str], last: str) -> dict[str, Any]:
+    """Attributes that say what class ids mean, after the CF conventions 1.11, section 3.5; `last` is what 255 means."""
+    return {
+        "flag_values": [*range(len(class_names)), IGNORE],
+        "flag_meanings": " ".join("_".join(name.split()) for name in (*class_names, last)),
+    }
 
 
 def create_array(

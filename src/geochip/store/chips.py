@@ -25,6 +25,7 @@ from geochip.config import IGNORE
 from geochip.errors import InputError
 from geochip.store._arrays import (
     FORMAT_VERSION,
+    class_flags,
     consolidate,
     create_array,
     open_tensorstore,
@@ -100,9 +101,7 @@ def create_chip_store(
     label_attributes = {
         **origin,
         "long_name": "class",
-        # CF conventions 1.11, section 3.5, Flags.
-        "flag_values": [*range(len(classes)), IGNORE],
-        "flag_meanings": " ".join([*(name.replace(" ", "_") for name in classes), "ignore"]),
+        **class_flags(classes, "ignore"),
     }
     for layout in layouts:
         group = root.create_group(layout.name)

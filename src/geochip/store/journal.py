@@ -111,7 +111,10 @@ class Journal:
                 f"choose another run_dir or --{option}, or remove it to make it anew"
             )
         if known != header:
-            # A file was mended: from now on its content is what must not change.
+            # A file was mended: from now on its content is what must not change, and what was made of its old one is
+            # not done.
+            changed = {name for name, digests in header["scenes"].items() if known["scenes"][name] != digests}
+            records = {key: record for key, record in records.items() if changed.isdisjoint(record.get("scenes", ()))}
             lines = [_line(header), *(_line({"key": key, **record}) for key, record in records.items())]
             write_durably(path, b"".join(lines))
             good_bytes = path.stat().st_size
@@ -144,7 +147,13 @@ class Journal:
         return cls.open(path, header, store=store, option=option)
 
     def append(self, key: str, record: dict[str, Any]) -> None:
-        """Record a finished task; it is on disk when this returns."""
+        """Record a finished task; it is on disk when this returns.
+
+        Args:
+            key: of the task.
+            record: JSON-ready. "scenes" in it names the scenes that it is made of, "unread" those of them that could
+                not be read: their files may be mended.
+        """
         self.records[key] = record
         self._write({"key": key, **record})
 

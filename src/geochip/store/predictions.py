@@ -34,6 +34,7 @@ from geochip.config import IGNORE, PROBABILITY_STEPS
 from geochip.errors import InputError
 from geochip.store._arrays import (
     FORMAT_VERSION,
+    class_flags,
     consolidate,
     create_array,
     open_tensorstore,
@@ -256,8 +257,7 @@ def _create_pixels(
         # CF conventions, section 3.5. No _FillValue: xarray would turn the class ids into floating-point numbers.
         attributes={
             "long_name": "predicted class",
-            "flag_values": [*range(classes), IGNORE],
-            "flag_meanings": " ".join("_".join(name.split()) for name in (*class_names, "nodata")),
+            **class_flags(class_names, "nodata"),
             **along,
         },
     )
