@@ -58,7 +58,7 @@ def dask_client(cluster: ClusterConfig, *, threads_per_worker: int = 1) -> Itera
                 "distributed.worker.preload": ["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],
             }
         ),
-        LocalCluster(
+        _closing_quietly(
             n_workers=cluster.workers or available_cpus(),
             threads_per_worker=threads_per_worker,
             processes=True,
@@ -66,10 +66,23 @@ def dask_client(cluster: ClusterConfig, *, threads_per_worker: int = 1) -> Itera
             dashboard_address="127.0.0.1:0",
             # What goes wrong on a worker comes back here as an exception, and is told once.
             silence_logs=logging.CRITICAL,
-        ) as local,
-        Client(local) as client,
+        ) as client,
     ):
         yield client
+
+
+@contextlib.contextmanager
+def _closing_quietly(**options: Any) -> Iterator[Client]:
+    """A local cluster and its client; what goes wrong while they end does not hide why they end."""
+    cluster = LocalCluster(**options)
+    client = Client(cluster)
+    try:
+        yield client
+    finally:
+        for end in (client.close, cluster.close):
+            # A worker that is just being started anew may be waited for in vain; it ends with this process.
+            with contextlib.suppress(TimeoutError, OSError, RuntimeError):
+                end()
 
 
 def require_cluster(cluster: ClusterConfig) -> None:
