@@ -1,95 +1,144 @@
-"""CPU seconds of chipping against a floor: the same work in one plain process, without Dask, Zarr or geochip.
+"""Chipping against a floor: the same work in one plain process, without Dask, Zarr or geochip.
 
-    python benchmarks/bench_chipping.py [--scenes 60] [--rounds 5]
+    python benchmarks/bench_chipping.py [--train 1000 --val 50 --test 10] [--rounds 5] [--data DIR]
 
-The floor reads each scene whole with rasterio, rasterizes its label, cuts the same windows, encodes each chip with
-Blosc (LZ4, bit shuffle) and writes one file a shard. geochip's side is what a Dask worker does, task by task, in this
-process. Both are timed in turn, in CPU seconds of this process; medians and the ratio are printed. Scenes are made by
-geochip.synthetic, in the tutorial's size.
+The floor is a process that reads each scene whole with rasterio, its label with geopandas, rasterizes it, cuts windows,
+encodes each chip with Blosc (LZ4, bit shuffle) and writes one file a shard. Against it stands the whole command,
+`python -m geochip.chipping`, with one and with two workers: imports, scene catalogue, Dask, Zarr, statistics, checks,
+tables. CPU seconds are those of a process with all its children. The sides take turns; medians are printed.
 """
 
 import argparse
-import shutil
+import json
+import os
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-import geopandas as gpd
-import numcodecs
-import numpy as np
-import rasterio
-import rasterio.features
+CHIPS_PER_SCENE, SIZE, CHIPS_PER_SHARD = 5, 300, 65
 
-from geochip import synthetic
-from geochip.chipping import chip_shard, create_store, store_nodata
-from geochip.config import ChipsConfig, DataConfig, InferConfig, RunConfig, TrainConfig
-from geochip.plan import ChipPlan, plan_chips
-from geochip.scenes import find_scenes
+FLOOR = """
+import sys
+from pathlib import Path
+import geopandas as gpd, numcodecs, numpy as np, rasterio, rasterio.features
+root, out, per_scene, size, shard = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
+numcodecs.blosc.set_nthreads(1)
+codec = numcodecs.Blosc("lz4", clevel=5, shuffle=numcodecs.Blosc.BITSHUFFLE)
+rng = np.random.default_rng(0)
+for split in ("train", "val", "test"):
+    encoded, number = [], 0
+    for path in sorted((root / split).glob("*.tif")):
+        with rasterio.open(path) as dataset:
+            image, transform = dataset.read(), dataset.transform
+        label = path.with_name(path.name.replace("RGB-PanSharpen", "buildings")).with_suffix(".geojson")
+        shapes = gpd.read_file(label).geometry
+        drawn = np.zeros(image.shape[1:], np.uint8)
+        if len(shapes):
+            drawn = rasterio.features.rasterize(shapes, drawn.shape, transform=transform, dtype="uint8")
+        for _ in range(per_scene):
+            row, col = (int(rng.integers(length - size + 1)) for length in drawn.shape)
+            window = slice(row, row + size), slice(col, col + size)
+            encoded.append(codec.encode(np.ascontiguousarray(image[:, *window])))
+            encoded.append(codec.encode(np.ascontiguousarray(drawn[window])))
+        if len(encoded) >= 2 * shard:
+            (out / f"{split}_{number}").write_bytes(b"".join(encoded))
+            encoded, number = [], number + 1
+    (out / f"{split}_{number}").write_bytes(b"".join(encoded))
+"""
 
 
-def floor(plan: ChipPlan, directory: Path) -> None:
-    codec = numcodecs.Blosc("lz4", clevel=5, shuffle=numcodecs.Blosc.BITSHUFFLE)
-    for task in plan.tasks():
-        encoded = []
-        for scene, windows in task.cuts:
-            with rasterio.open(scene.image) as dataset:
-                image = dataset.read()
-                transform = dataset.transform
-            shapes = gpd.read_file(scene.label).geometry
-            label = np.zeros(image.shape[1:], np.uint8)
-            if len(shapes):
-                label = rasterio.features.rasterize(shapes, label.shape, transform=transform, dtype="uint8")
-            for window in windows:
-                encoded.append(codec.encode(np.ascontiguousarray(image[:, *window.slices])))
-                encoded.append(codec.encode(np.ascontiguousarray(label[window.slices])))
-        (directory / f"{task.split}_{task.start}").write_bytes(b"".join(encoded))
+def timed(command: list[str]) -> tuple[float, float]:
+    """(wall, CPU) seconds of a command with all its children."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def ours(plan: ChipPlan, config: RunConfig) -> None:
-    nodata = store_nodata([scene for split in plan.splits for scene in split.scenes])
-    for task in plan.tasks():
-        chip_shard(task, str(config.chip_store), config.data, nodata, True)
+def chipping(data: Path, run_dir: Path, *flags: str) -> list[str]:
+    return [
+        sys.executable, "-m", "geochip.chipping", f"--run_dir={run_dir}", f"--data.root={data}",
+        f"--chips.per_scene={CHIPS_PER_SCENE}", f"--chips.size={SIZE}", *flags,
+    ]  # fmt: skip
+
+
+def spent(run_dir: Path) -> dict[str, float]:
+    """Where the workers' time went, by the journal."""
+    total: dict[str, float] = {}
+    lines = (run_dir / "chips.zarr.journal").read_text().splitlines()[1:]
+    for record in map(json.loads, lines):
+        for name, seconds in (record["spent"] | {"tasks": record["seconds"]}).items():
+            total[name] = total.get(name, 0) + seconds
+    return total
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=60)
+    for split, count in (("train", 1000), ("val", 50), ("test", 10)):
+        parser.add_argument(f"--{split}", type=int, default=count)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--data", type=Path, help="scenes that geochip.synthetic has made already")
     arguments = parser.parse_args()
+    scenes = arguments.train + arguments.val + arguments.test
     with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        synthetic.main([str(root / "data"), f"--train={arguments.scenes}", "--val=0", "--test=0"])
-        data = DataConfig(root=str(root / "data"), splits=("train",))
-        scenes = find_scenes(data).scenes
-        plan = plan_chips(scenes, ChipsConfig())
-        seconds: dict[str, list[float]] = {"floor": [], "geochip": []}
+        root, data = Path(name), arguments.data
+        if data is None:
+            data = root / "data"
+            counts = [f"--{split}={getattr(arguments, split)}" for split in ("train", "val", "test")]
+            subprocess.run([sys.executable, "-m", "geochip.synthetic", data, *counts], check=True)
+        walls: dict[str, list[float]] = {}
+        cpus: dict[str, list[float]] = {}
+        parts: list[dict[str, float]] = []
         for number in range(arguments.rounds + 1):
-            config = run_config(root / f"run{number}", data)
-            create_store(config.chip_store, plan, config, {"fingerprint": ""})
-            (root / f"floor{number}").mkdir()
-            for side, work in (
-                ("floor", lambda: floor(plan, root / f"floor{number}")),  # noqa: B023
-                ("geochip", lambda: ours(plan, config)),  # noqa: B023
+            out = root / "floor"
+            subprocess.run(["rm", "-rf", out, root / "1", root / "2", root / "dry"], check=True)
+            out.mkdir()
+            shape = map(str, (CHIPS_PER_SCENE, SIZE, CHIPS_PER_SHARD))
+            for side, command in (
+                ("floor", [sys.executable, "-c", FLOOR, str(data), str(out), *shape]),
+                ("one worker", chipping(data, root / "1", "--cluster.workers=1")),
+                ("two workers", chipping(data, root / "2", "--cluster.workers=2")),
+                ("nothing to do", chipping(data, root / "2", "--cluster.workers=2")),
+                ("dry run", chipping(data, root / "dry", "--dry_run")),
             ):
-                started = time.process_time()
-                work()
+                os.sync()
+                wall, cpu = timed(command)
                 if number:  # the first round warms the page cache
-                    seconds[side].append(time.process_time() - started)
-            shutil.rmtree(root / f"run{number}")
-            shutil.rmtree(root / f"floor{number}")
-        medians = {side: statistics.median(values) for side, values in seconds.items()}
-        print(f"| {arguments.scenes} scenes, {plan.chips} chips | CPU s, median of {arguments.rounds} | ms a scene |")
-        print("|---|---|---|")
-        for side, value in medians.items():
-            print(f"| {side} | {value:.2f} | {1000 * value / arguments.scenes:.1f} |")
-        print(f"| geochip / floor | {medians['geochip'] / medians['floor']:.2f} | |")
+                    walls.setdefault(side, []).append(wall)
+                    cpus.setdefault(side, []).append(cpu)
+            if number:
+                parts.append(spent(root / "1"))
+        show(scenes, walls, cpus, parts)
 
 
-def run_config(run_dir: Path, data: DataConfig) -> RunConfig:
-    return RunConfig(
-        run_dir=str(run_dir), data=data, train=TrainConfig(val_split=None), infer=InferConfig(split="train")
-    )
+def show(
+    scenes: int, walls: dict[str, list[float]], cpus: dict[str, list[float]], parts: list[dict[str, float]]
+) -> None:
+    floor, rounds = statistics.median(cpus["floor"]), len(parts)
+    print(f"| {scenes} scenes, {scenes * CHIPS_PER_SCENE} chips, median of {rounds} | wall s | CPU s | CPU / floor |")
+    print("|---|---|---|---|")
+    for side in cpus:
+        ratios = [one / other for one, other in zip(cpus[side], cpus["floor"], strict=True)]
+        print(
+            f"| {side} | {statistics.median(walls[side]):.2f} | {statistics.median(cpus[side]):.2f} | "
+            f"{statistics.median(ratios):.2f} |"
+        )
+    faster = statistics.median(one / two for one, two in zip(walls["one worker"], walls["two workers"], strict=True))
+    print(f"\nTwo workers are {faster:.2f} times as fast as one, by wall time, start-up included.\n")
+    print(f"| where the time of one worker goes (floor: {floor:.2f} CPU s) | wall s |")
+    print("|---|---|")
+    medians = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
+    tasks = medians.pop("tasks")
+    medians["cut, and the rest of the tasks"] = tasks - sum(medians.values())
+    start = statistics.median(walls["dry run"])
+    medians["before the cluster: imports, catalogue, plan, audit (a dry run)"] = start
+    medians["Dask's start and end, journal, tables"] = statistics.median(walls["one worker"]) - tasks - start
+    for name, seconds in medians.items():
+        print(f"| {name} | {seconds:.2f} |")
 
 
 if __name__ == "__main__":

@@ -12,23 +12,18 @@ import rasterio
 from PIL import Image
 
 import geochip
-from geochip.config import DataConfig
-from geochip.labels import rasterize_label
-from geochip.scenes import find_scenes
+from geochip.config import DataConfig, RunConfig
+from geochip.labels import Grid, LabelRules, SceneLabel
+from geochip.scenes import Scene, find_scenes
+from geochip.windows import Window
 
 GAP = 8
 
 
 def main(demo: Path, target: Path) -> None:
-    data = DataConfig(root=str(demo / "data"), splits=("test",))
-    scenes = find_scenes(data).scenes
-    labels = [
-        rasterize_label(
-            str(scene.label), height=scene.height, width=scene.width, transform=scene.transform, crs=scene.crs,
-            classes=data.classes, class_property=None,
-        )
-        for scene in scenes
-    ]  # fmt: skip
+    config = RunConfig(data=DataConfig(root=str(demo / "data")))
+    scenes = find_scenes(config, ("test",)).scenes
+    labels = [label_of(scene, config) for scene in scenes]
     best = int(np.argmax([label.sum() for label in labels]))
     scene, label = scenes[best], labels[best]
     with rasterio.open(scene.image) as dataset:
@@ -49,6 +44,12 @@ def main(demo: Path, target: Path) -> None:
     gap = np.full((scene.height, GAP, 3), 255, np.uint8)
     picture = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
     Image.fromarray(picture).save(target, optimize=True)
+
+
+def label_of(scene: Scene, config: RunConfig) -> npt.NDArray[np.uint8]:
+    grid = Grid(height=scene.height, width=scene.width, transform=scene.transform, crs=scene.crs)
+    with SceneLabel(str(scene.label), grid, LabelRules(classes=config.data.classes, labels=config.labels)) as label:
+        return label.read(Window(row_off=0, col_off=0, height=scene.height, width=scene.width))
 
 
 def grey(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

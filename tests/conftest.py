@@ -1,8 +1,11 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from distributed import LocalCluster
+
+from helpers import IMAGE, LABEL, box, data_flags, write_label, write_scene
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +25,37 @@ def real_data():
     if not (path / "vegas" / "train").is_dir():
         pytest.skip(f"no real scenes in {path}: they are not distributed with geochip")
     return path
+
+
+@pytest.fixture(scope="session")
+def varied_run(tmp_path_factory, dask_address):
+    """A run_dir with a finished store of three classes; treat it as read-only.
+
+    train (2 shards): scenes a, b (without data in its left third), c (no data at all: its chips are dropped), d (cut
+    short: its chips are unread), e; val: f and g in another CRS. 20 chips of each, 24 x 24 pixels.
+    """
+    from geochip.chipping import main
+
+    directory = tmp_path_factory.mktemp("varied")
+    for split, scene_id, crs in (
+        *(("train", name, "EPSG:32611") for name in "abcde"),
+        *(("val", name, "EPSG:32645") for name in "fg"),
+    ):
+        rows, cols = np.indices((60, 70), dtype=np.uint16)
+        image = np.stack([1 + band * 20_000 + rows * 128 + cols for band in range(3)]).astype(np.uint16)
+        image[:, :, : {"b": 23, "c": 70}.get(scene_id, 0)] = 0
+        transform = write_scene(directory / "data", split, scene_id, image, crs=crs, nodata=0)
+        write_label(
+            directory / "data" / LABEL.format(split=split, id=scene_id),
+            [box(transform, 10, 20, 15, 20), box(transform, 40, 0, 5, 70)], crs=crs,
+            properties=[{"kind": "building"}, {"kind": "main road"}],
+        )  # fmt: skip
+    cut_short = directory / "data" / IMAGE.format(split="train", id="d")
+    cut_short.write_bytes(cut_short.read_bytes()[:-9000])
+    main([
+        f"--run_dir={directory / 'run'}", *data_flags(directory / "data", "train", "val"), "--data.max_bad_scenes=1",
+        "--data.classes=[background,building,main road]", "--labels.class_property=kind",
+        "--chips.size=24", "--chips.per_scene=20", "--chips.min_valid=0.5",
+        "--cluster.kind=address", f"--cluster.address={dask_address}",
+    ])  # fmt: skip
+    return directory / "run"

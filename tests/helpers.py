@@ -96,3 +96,44 @@ def tree_hash(path):
         if file.is_file():
             digest.update(f"{file.relative_to(path)}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def open_label(
+    path, *, height, width, transform=UTM, crs="EPSG:32611", classes=("0", "1"), aoi=None, near=None, **rules
+):
+    """A `SceneLabel` of a grid; `rules` are keys of the section labels."""
+    from geochip.config import LabelsConfig
+    from geochip.labels import Grid, LabelRules, SceneLabel
+
+    grid = Grid(height=height, width=width, transform=transform, crs=crs)
+    return SceneLabel(
+        str(path), grid, LabelRules(classes=tuple(classes), labels=LabelsConfig(**rules)), aoi=aoi, near=near
+    )
+
+
+def read_label(path, *, height, width, **how):
+    """A whole scene's label; the arguments are those of `open_label`."""
+    from geochip.windows import Window
+
+    with open_label(path, height=height, width=width, **how) as label:
+        return label.read(Window(row_off=0, col_off=0, height=height, width=width))
+
+
+# A layout without splits: something else says which scene belongs to which.
+FLAT_IMAGE = "images/scene_{id}.tif"
+FLAT_LABEL = "labels/{id}.geojson"
+
+
+def write_flat(root, scene_id, x=0.0, crs="EPSG:32611"):
+    """A scene of 4 x 5 pixels with an empty label in the layout of `FLAT_IMAGE`, `x` metres east of `UTM`."""
+    transform = UTM @ Affine.translation(2 * x, 0)
+    write_image(Path(root) / FLAT_IMAGE.format(id=scene_id), position_coded(4, 5), transform=transform, crs=crs)
+    return write_label(Path(root) / FLAT_LABEL.format(id=scene_id), [], crs=crs)
+
+
+def ids_by_split(catalogue):
+    """The ids of a catalogue's scenes by split, in its order."""
+    found = {"train": [], "val": [], "test": []}
+    for scene in catalogue.scenes:
+        found[scene.split].append(scene.scene_id)
+    return found

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from geochip.errors import InputError
 from geochip.store import (
+    CHIP_DROPPED,
+    CHIP_UNREAD,
+    CHIP_WRITTEN,
     ChipStore,
     Journal,
     SplitLayout,
@@ -31,10 +34,6 @@ def create(path, chips=7, *, size=8, bands=3, shard=4, dtype="uint16", fill_valu
     layout = SplitLayout(
         name="train",
         scene_id=[f"scene {i // 2}" for i in range(chips)],
-        row_off=np.arange(chips) * 3,
-        col_off=np.arange(chips) * 5,
-        transform=np.arange(chips * 6, dtype=float).reshape(chips, 6),
-        crs=["EPSG:32611"] * chips,
         shard=shard,
     )
     config = {"data": {"splits": ["val", "train"]}, "chips": {"size": size}}
@@ -56,9 +55,14 @@ def fill(path, image, label, shard=4):
 
 def result(chips, written=True):
     return SplitResult(
+        crs=["EPSG:32611"] * chips,
+        row_off=np.arange(chips) * 3,
+        col_off=np.arange(chips) * 5,
+        window_size=np.full(chips, 8),
+        transform=np.arange(chips * 6, dtype=float).reshape(chips, 6),
         valid_fraction=np.linspace(0, 1, chips, dtype=np.float32),
         class_fraction=np.full((chips, 2), 0.5, np.float32),
-        written=np.full(chips, written),
+        status=np.full(chips, CHIP_WRITTEN if written else CHIP_UNREAD, np.uint8),
     )
 
 
@@ -85,6 +89,7 @@ def test_what_is_written_is_what_xarray_reads(tmp_path_factory, chips, shard, ba
 
 def test_every_chip_says_where_it_is_from(tmp_path):
     create(tmp_path / "c.zarr")
+    finish_chip_store(tmp_path / "c.zarr", {"train": result(7)}, {})
     with xr.open_datatree(tmp_path / "c.zarr") as tree:
         train = tree["train"].ds
         assert train.scene_id.values.tolist() == [f"scene {i // 2}" for i in range(7)]
@@ -199,7 +204,7 @@ def test_written_and_table_tell_what_is_there(tmp_path):
     assert ChipStore(path).written("train").tolist() == []
     assert ChipStore(path).attrs["complete"] is False
     done = result(7)
-    done.written[3] = False
+    done.status[3] = CHIP_DROPPED
     finish_chip_store(path, {"train": done}, {"statistics": {"mean": [1]}})
     store = ChipStore(path)
     assert store.attrs["complete"] is True
@@ -209,13 +214,15 @@ def test_written_and_table_tell_what_is_there(tmp_path):
     table = store.table("train")
     assert table.scene_id.tolist()[2] == "scene 1"
     assert table.written.sum() == 6
-    assert list(table.columns) == ["scene_id", "row_off", "col_off", "x0", "y0", "crs", "valid_fraction", "written"]
+    assert table.status.tolist() == [0, 0, 0, 2, 0, 0, 0]
+    with xr.open_datatree(path) as tree:
+        assert tree["train"].status.attrs["flag_meanings"].split()[2] == "dropped"
 
 
 def test_missing_shards_are_counted(tmp_path):
     path = tmp_path / "c.zarr"
     create(path)
-    assert ChipStore(path).missing_shards("train") == 4
+    assert ChipStore(path).missing_shards("train") == 2
     fill(path, *pixels(7))
     assert ChipStore(path).missing_shards("train") == 0
     (path / "train" / "label" / "c.1.0.0").unlink()

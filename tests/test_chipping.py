@@ -51,9 +51,11 @@ def chips_of(path, split="train"):
         return tree[split].to_dataset().load()
 
 
-def assert_chips_equal_source(path, data_root, split="train"):
+def assert_chips_equal_source(path, data_root, split="train", positions=None):
     """Every chip against its scene's file, read and rasterized independently of geochip."""
     chips = chips_of(path, split)
+    if positions is not None:
+        chips = chips.isel(chip=list(positions))
     assert chips.written.all()
     for chip in range(chips.sizes["chip"]):
         one = chips.isel(chip=chip)
@@ -290,13 +292,45 @@ def test_mended_scenes_are_filled_in(tmp_path, chip):
         chip()
 
 
-def test_scenes_that_were_bad_before_the_plan_have_no_place(tmp_path, chip):
-    scenes(tmp_path, ids="12")
-    (tmp_path / "data" / "train" / "scene_2.tif").write_text("no")
-    with pytest.raises(
-        WorkError, match=r"have no place in the store: 2; to take them up when they are mended, remove the store"
-    ):
+def test_a_scene_whose_header_could_not_be_read_has_its_places_kept(tmp_path, chip):
+    scenes(tmp_path, ids="1234")
+    whole = tree_hash(chip(run_dir="whole"))
+    broken = [tmp_path / "data" / "train" / name for name in ("scene_2.tif", "label_3.geojson")]
+    contents = [file.read_bytes() for file in broken]
+    broken[0].write_text("no")
+    write_label(broken[1], [], crs="EPSG:999999")
+    with pytest.raises(WorkError, match=r"2 of 4 scenes could not be used .* Mend the files and run again"):
         chip()
+    chips = chips_of(tmp_path / "run" / "chips.zarr")
+    assert chips.scene_id.values.tolist() == [name for name in "1234" for _ in range(5)]
+    assert chips.written.values.tolist() == [name in "14" for name in "1234" for _ in range(5)]
+    assert set(chips.status.values[5:15].tolist()) == {1}
+    # Mended one by one, in two more runs.
+    broken[0].write_bytes(contents[0])
+    with pytest.raises(WorkError, match="1 of 4 scenes could not be used"):
+        chip()
+    broken[1].write_bytes(contents[1])
+    assert tree_hash(chip()) == whole
+    # From now on it must be readable.
+    broken[0].write_text("no")
+    with pytest.raises(InputError, match="1 scene readable before and not now: train/2"):
+        chip()
+
+
+def test_a_mended_scene_of_another_shape_gets_the_places_that_were_kept(tmp_path, chip, capsys):
+    scenes(tmp_path, ids="12")
+    (tmp_path / "data" / "train" / "scene_3.tif").write_text("no")
+    (tmp_path / "data" / "train" / "label_3.geojson").write_text("{}")
+    grid = ["--chips.method=grid"]
+    with pytest.raises(WorkError, match="1 of 3 scenes could not be used"):
+        chip(*grid)
+    write_scene(tmp_path / "data", "train", "3", position_coded(100, 100))
+    capsys.readouterr()
+    # 60 x 70 pixels have 2 x 3 windows of 32, 100 x 100 have 16.
+    path = chip(*grid)
+    assert_chips_equal_source(path, tmp_path / "data")
+    assert chips_of(path).sizes["chip"] == 18
+    assert "10 windows of scenes whose headers could not be read at first have no place" in capsys.readouterr().out
 
 
 def test_one_malformed_geometry_stops_its_scene_alone(tmp_path, chip):
@@ -356,7 +390,7 @@ def test_ctrl_c_ends_quietly_and_the_run_goes_on_later(tmp_path, chip):
     os.killpg(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=100)
     assert process.returncode == 130
-    assert told == "geochip: interrupted; what is finished is kept\n"
+    assert told == "geochip: interrupted; what is finished is kept, and the same command goes on from there\n"
     assert tree_hash(chip(*flags)) == tree_hash(chip(*flags, run_dir="quiet"))
 
 
@@ -435,7 +469,9 @@ def test_odd_scenes_are_set_aside(tmp_path, chip):
     write_scene(tmp_path / "data", "train", "4", np.zeros((3, 40, 40), np.uint8))
     with pytest.raises(WorkError, match="has the bands band_1, band_2, band_3 of uint8 where most scenes have"):
         chip()
-    assert_chips_equal_source(tmp_path / "run" / "chips.zarr", tmp_path / "data")
+    path = tmp_path / "run" / "chips.zarr"
+    assert ChipStore(path).written("train").tolist() == [*range(15)]
+    assert_chips_equal_source(path, tmp_path / "data", positions=range(15))
 
 
 def test_classes_by_attribute(tmp_path, chip):
@@ -443,7 +479,7 @@ def test_classes_by_attribute(tmp_path, chip):
     label = tmp_path / "data" / "train" / "label_1.geojson"
     shapes = [box(transform, 0, 0, 10, 10), box(transform, 5, 5, 10, 10)]
     write_label(label, shapes, properties=[{"kind": "road"}, {"kind": "building"}])
-    flags = ["--data.classes=[background,building,road]", "--data.class_property=kind"]
+    flags = ["--data.classes=[background,building,road]", "--labels.class_property=kind"]
     chips = chips_of(chip(*flags))
     assert [int((chips.label == value).sum()) for value in range(3)] == [32 * 32 - 175, 100, 75]
     write_label(label, shapes, properties=[{"kind": "road"}, {"kind": "shed"}])

@@ -57,7 +57,7 @@ def test_print_config_is_a_run_file_with_comments(tmp_path):
         [sys.executable, "-m", "geochip.chipping", "--chips.size=77", "--print_config"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert "# Height and width of a chip, in pixels of the scene" in printed
+    assert "# Height and width of a chip, in pixels" in printed
     file = tmp_path / "run.yaml"
     file.write_text(printed)
     assert parse("--config", file) == parse("--chips.size=77")
@@ -83,9 +83,9 @@ def test_the_examples_are_run_files(example):
     ("text", "line"),
     [
         ("chips:\n  sizee: 3\n", "chips.sizee: there is no such key; did you mean chips.size?"),
-        ("chips:\n  colour: 3\n", "chips.colour: there is no such key; known are chips.size, chips.per_scene, chips.seed, chips.store"),
-        ("chip:\n  size: 3\n", "chip: there is no such key; known are run_dir, data, chips, model, train, infer, cluster"),
-        ("foo: 1\n", "foo: there is no such key; known are run_dir, data, chips, model, train, infer, cluster"),
+        ("chips:\n  colour: 3\n", "chips.colour: there is no such key; known are chips.size, chips.method, chips.per_scene, chips.per_area, chips.stride, chips.edge, chips.size_range, chips.aoi, chips.aoi_within, chips.min_valid, chips.target_classes, chips.min_target_fraction, chips.negative_rate, chips.max_tries, chips.seed, chips.allow_overlap, chips.store"),
+        ("chip:\n  size: 3\n", "chip: there is no such key; known are run_dir, data, labels, split, chips, model, train, infer, cluster"),
+        ("foo: 1\n", "foo: there is no such key; known are run_dir, data, labels, split, chips, model, train, infer, cluster"),
         ("chips:\n  size: abc\n", "chips.size: 'abc' is not allowed: must be a whole number"),
         ("train:\n  lr: fast\n", "train.lr: 'fast' is not allowed: must be a number"),
         ("data:\n  bands: red\n", "data.bands: 'red' is not allowed: must be a list of whole numbers or null"),
@@ -103,7 +103,7 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
     ("flag", "line"),
     [
         ("--chips.size=0", "chips.size: 0 is not allowed: must be 1 to 16384 pixels"),
-        ("--chips.per_scene=0", "chips.per_scene: 0 is not allowed: must be 1 to 100000"),
+        ("--chips.per_scene=0", "chips.per_scene: 0 is not allowed: must be 1 to 1000000"),
         ("--chips.seed=-1", "chips.seed: -1 is not allowed: must be at least 0"),
         ("--train.epochs=0", "train.epochs: 0 is not allowed: must be at least 1"),
         ("--train.batch_size=0", "train.batch_size: 0 is not allowed: must be at least 1"),
@@ -131,14 +131,43 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
         (
             "--data.image=x{id}.tif",
             "data.image: 'x{id}.tif' is not allowed: must contain {split} when there are several splits, else each would "
-            "hold the same scenes",
+            "hold the same scenes; or say with split.by how to divide them, or with {split} in chips.aoi",
         ),
         ("--data.classes=[only]", "data.classes: ('only',) is not allowed: must be 2 to 255 names, background first"),
         ("--data.classes=[a,a]", "data.classes: ('a', 'a') is not allowed: must not name a class twice"),
         (
             "--data.classes=[a,b,c]",
-            "data.class_property: None is not allowed: must name the property that tells the 2 classes of geometries apart",
+            "labels.class_property: None is not allowed: must name the property that tells the 2 classes of geometries apart",
         ),
+            ("--chips.size_range=[30,20]", "chips.size_range: (30, 20) is not allowed: must be [smallest, largest], 1 to 65536"),
+            ("--chips.size_range=[3]", "chips.size_range: '[3]' is not allowed: must be a list of two whole numbers or null"),
+            ("--chips.per_area=0", "chips.per_area: 0.0 is not allowed: must be greater than 0 and at most 1000000 chips for a million pixels, or null"),
+            ("--chips.stride=0 --chips.method=grid", "chips.stride: 0 is not allowed: must be at least 1, or null"),
+            ("--chips.stride=9", "chips.stride: 9 is not allowed: is for chips.method: grid; chips.per_scene or chips.per_area say how many random windows there are"),
+            ("--chips.method=grid --chips.size_range=[3,4]", "chips.size_range: (3, 4) is not allowed: is for chips.method: random; leave it out with a grid"),
+            ("--chips.method=grid --chips.per_area=2", "chips.per_area: 2.0 is not allowed: is for chips.method: random; a grid's chips.stride says how dense it is"),
+            ("--chips.min_valid=1.5", "chips.min_valid: 1.5 is not allowed: must be 0 to 1"),
+            ("--chips.min_target_fraction=-1", "chips.min_target_fraction: -1.0 is not allowed: must be 0 to 1"),
+            ("--chips.negative_rate=2", "chips.negative_rate: 2.0 is not allowed: must be 0 to 1"),
+            ("--chips.max_tries=0", "chips.max_tries: 0 is not allowed: must be at least 1"),
+            ("--chips.aoi={name}.gpkg", "chips.aoi: '{name}.gpkg' is not allowed: only {split} and {id} can be filled in, there is another opening brace"),
+            ("--chips.target_classes=[road]", "chips.target_classes: ('road',) is not allowed: must be one of data.classes: background, building"),
+            ("--labels.priority=[road]", "labels.priority: ('road',) is not allowed: must be one of data.classes: background, building"),
+            ("--labels.priority=[building,building]", "labels.priority: ('building', 'building') is not allowed: must not name a class twice"),
+            ("--labels.buffer=-1", "labels.buffer: -1.0 is not allowed: must be at least 0"),
+            ("--labels.buffer={road: 1}", "labels.buffer: {'road': 1.0} is not allowed: must be one of data.classes: background, building"),
+            ("--labels.class_map={}", "labels.class_map: {} is not allowed: must map at least one value, or be null"),
+            ("--labels.class_map={a:road}", "labels.class_map: '{a:road}' is not allowed: must be a mapping such as {value: name} or null"),
+        ("--labels.class_map={a: road}", "labels.class_map: {'a': 'road'} is not allowed: must be one of data.classes: background, building"),
+            ("--labels.class_map={a: building} --labels.ignore=[a]", "labels.ignore: ('a',) is not allowed: also stands in labels.class_map; a value is one or the other"),
+            ("--data.stack=[height.tif]", "data.stack: 'height.tif' is not allowed: must contain {id}"),
+            ("--split.by=manifest", "split.manifest: None is not allowed: must be the path of a table for split.by: manifest"),
+            ("--split.by=blocks --data.image=a{id}.tif --data.label=b{id}.tif --data.stack=['{split}{id}.tif']", "data.stack: '{split}{id}.tif' is not allowed: must not contain {split} when split.by: blocks makes the splits"),
+            ("--split.fractions={train: 0.5, val: 0.4, test: 0}", "split.fractions: {'train': 0.5, 'val': 0.4, 'test': 0.0} is not allowed: must be shares of at least 0 that add up to 1"),
+            ("--split.fractions={train: 1}", "split.fractions: {'train': 1.0} is not allowed: must give a share to each of data.splits: train, val, test"),
+            ("--split.block=0", "split.block: 0.0 is not allowed: must be greater than 0"),
+            ("--split.buffer=-1", "split.buffer: -1.0 is not allowed: must be at least 0, or null"),
+            ("--split.seed=-1", "split.seed: -1 is not allowed: must be at least 0"),
         ("--data.bands=[]", "data.bands: () is not allowed: must be band numbers of at least 1, or null for all"),
         ("--data.bands=[0]", "data.bands: (0,) is not allowed: must be band numbers of at least 1, or null for all"),
         ("--data.bands=[1,1]", "data.bands: (1, 1) is not allowed: must not name a band twice"),
@@ -146,7 +175,7 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
     ],
 )  # fmt: skip
 def test_impossible_values_are_named_with_what_is_allowed(flag, line):
-    assert error_lines(flag) == [line]
+    assert error_lines(*flag.split(" --")[:1], *(f"--{more}" for more in flag.split(" --")[1:])) == [line]
 
 
 @pytest.mark.parametrize(
@@ -158,11 +187,11 @@ def test_impossible_values_are_named_with_what_is_allowed(flag, line):
                 "chips.sizee: there is no such key; did you mean chips.size?",
                 "train.colour: there is no such key; known are train.split, train.val_split, train.epochs, train.batch_size, "
                 "train.lr, train.schedule, train.augment, train.freeze_batchnorm, train.seed, train.device",
-                "foo: there is no such key; known are run_dir, data, chips, model, train, infer, cluster",
+                "foo: there is no such key; known are run_dir, data, labels, split, chips, model, train, infer, cluster",
             ],
         ),
-        ("chips: 3\n", ["chips: 3 is not allowed: must be a section with the keys size, per_scene, seed, store; or leave it out"]),
-        ("chips:\n", ["chips: nothing is not allowed: must be a section with the keys size, per_scene, seed, store; or leave it out"]),
+        ("chips: 3\n", ["chips: 3 is not allowed: must be a section with the keys size, method, per_scene, per_area, stride, edge, size_range, aoi, aoi_within, min_valid, target_classes, min_target_fraction, negative_rate, max_tries, seed, allow_overlap, store; or leave it out"]),
+        ("chips:\n", ["chips: nothing is not allowed: must be a section with the keys size, method, per_scene, per_area, stride, edge, size_range, aoi, aoi_within, min_valid, target_classes, min_target_fraction, negative_rate, max_tries, seed, allow_overlap, store; or leave it out"]),
         ("chips:\n  size: 3\nchips:\n  seed: 1\n", ["chips: stands twice in the run file (line 3); join them"]),
         ("", ["--config: {file} holds no keys; see --print_config for those that there are"]),
         ("- a\n", ["--config: {file} holds no keys; see --print_config for those that there are"]),

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,6 @@ def make_store(path: Path, *, written=None, complete=True, valid_fraction=1.0, s
     layout = SplitLayout(
         name="train",
         scene_id=["a"] * CHIPS,
-        row_off=np.zeros(CHIPS, np.int64),
-        col_off=np.zeros(CHIPS, np.int64),
-        transform=np.zeros((CHIPS, 6)),
-        crs=["EPSG:32611"] * CHIPS,
         shard=SHARD,
     )
     create_chip_store(
@@ -43,10 +40,10 @@ def make_store(path: Path, *, written=None, complete=True, valid_fraction=1.0, s
     for start in range(0, CHIPS, SHARD):
         write_shard(path, "train", start, image[start : start + SHARD], label[start : start + SHARD])
     if complete:
-        result = SplitResult(
+        result = replace(
+            SplitResult.empty(CHIPS, 2),
             valid_fraction=np.full(CHIPS, valid_fraction, np.float32),
-            class_fraction=np.ones((CHIPS, 2), np.float32),
-            written=np.ones(CHIPS, bool) if written is None else np.array(written),
+            status=np.zeros(CHIPS, np.uint8) if written is None else np.where(written, 0, 1).astype(np.uint8),
         )
         if statistics == "right":
             statistics = {"split": "train", "mean": [10.0, 20.0], "std": [1.0, 2.0]}
@@ -68,7 +65,7 @@ def test_a_store_that_lacks_a_file_is_refused(tmp_path):
     (path / "train" / "image" / "c.0.0.0.0").unlink()
     config = RunConfig(chips=ChipsConfig(store=str(path)), train=TrainConfig(val_split=None))
     with pytest.raises(
-        InputError, match=r"chip store .* lacks 1 files of split 'train', and what they held would read as"
+        InputError, match=r"chip store .* lacks 1 shards of split 'train', and what they held would read as"
     ):
         find_data(config, world=1)
 

@@ -114,10 +114,32 @@ def test_perfect_predictions_of_three_classes(tmp_path, flags, predict):
         tmp_path / "data" / "test" / "label_1.geojson", [box(UTM, 10, 5, 10, 20), box(UTM, 30, 10, 20, 30)],
         properties=[{"kind": "roof"}, {"kind": "road"}],
     )  # fmt: skip
-    more = [f"--data.classes=[{','.join(names)}]", "--data.class_property=kind"]
+    more = [f"--data.classes=[{','.join(names)}]", "--labels.class_property=kind"]
     predict(*more, classes=names)
     main([*flags, *more])
     assert result(tmp_path)["confusion_matrix"] == [[2200, 0, 0], [0, 200, 0], [0, 0, 600]]
+
+
+def test_outside_of_the_area_of_interest_nothing_counts(tmp_path, flags, two_scenes):
+    # Of scene 1 the rows from 10 on, of scene 2 nothing.
+    write_label(tmp_path / "data" / "test" / "aoi_1.geojson", [box(UTM, 10, 0, 40, 40)])
+    write_label(tmp_path / "data" / "test" / "aoi_2.geojson", [box(UTM, 300, 300, 9, 9)])
+    main([*flags, "--chips.aoi={split}/aoi_{id}.geojson"])
+    assert result(tmp_path)["per_scene"]["1"][2]["conf_mat"] == [[1600 - 100 - 40, 40], [0, 100]]
+    assert result(tmp_path)["confusion_matrix"] == [[1600 - 100 - 40, 40], [0, 100]]
+
+
+def test_a_label_that_is_a_raster(tmp_path, flags, predict):
+    truth = building((50, 40), (7, 17), (10, 30))
+    write_image(tmp_path / "data" / "test" / "scene_1.tif", image(truth))
+    write_image(tmp_path / "data" / "test" / "mask_1.tif", np.where(truth, 9, 4)[None].astype(np.uint8))
+    more = [
+        "--data.label={split}/mask_{id}.tif",
+        '--labels.class_map={"4": background, "9": building}',
+    ]
+    predict(*more)
+    main([*flags, *more])
+    assert result(tmp_path)["confusion_matrix"] == [[1800, 0], [0, 200]]
 
 
 def test_what_is_printed(tmp_path, flags, two_scenes):

@@ -23,7 +23,7 @@ from geochip.infer import create_store, main, missing_pieces
 from geochip.infer_plan import fit_scenes, pixel_size_warnings, plan_inference, predictions_depend_on
 from geochip.infer_worker import Job, predict_pieces, with_nodata
 from geochip.run_file import parse_run_config
-from geochip.scenes import Scene
+from geochip.scenes import Scene, find_scenes
 from geochip.store import Journal, PredictionStore, journal_path, make_header
 from helpers import UTM, data_flags, run, tree_hash, write_image, write_scene
 
@@ -104,6 +104,32 @@ def test_a_model_that_returns_its_input_gives_the_scenes_back(tmp_path, flags, b
             np.testing.assert_allclose(tuple(scene.rio.transform()), tuple(source.transform), rtol=1e-9)
             np.testing.assert_array_equal(cog.read(1), class_hw)
         assert cog_validate(tmp_path / "run" / "predictions" / f"{scene_id}.tif", strict=True, quiet=True)[0]
+
+
+def test_scenes_of_several_files_that_squares_divide(tmp_path, flags):
+    identity_bundle(tmp_path / "run" / "model", bands=2, band=1)
+    root = tmp_path / "flat"
+    for number in range(6):
+        transform = UTM @ Affine.translation(2000 * number, 0)
+        image = image_of(class_map(40, 30, number))
+        # The bytes of the first file become the model's 16 bits.
+        write_image(root / f"rgb_{number}.tif", np.ones((1, 40, 30), np.uint8), transform=transform)
+        write_image(root / f"high_{number}.tif", image, transform=transform)
+    flags = [
+        *(flag for flag in flags if not flag.startswith("--data.")), f"--data.root={root}",
+        "--data.image=rgb_{id}.tif", '--data.stack=["high_{id}.tif"]', "--data.label={id}.json",
+        "--data.splits=[test,other]", "--split.by=blocks", "--split.block=1000", "--split.buffer=0",
+        "--split.fractions={test: 0.5, other: 0.5}",
+    ]  # fmt: skip
+    main(flags)
+    with xr.open_datatree(tmp_path / "run" / "predictions.zarr") as tree:
+        (group,) = tree.children.values()
+        found = group["scene_id"].values.tolist()
+    config = parse_run_config(flags, command="infer", description="")[0]
+    assert found == [scene.scene_id for scene in find_scenes(config, need_labels=False).scenes if scene.split == "test"]
+    assert len(found) == 3
+    for scene_id in found:
+        np.testing.assert_array_equal(predicted(tmp_path, scene_id)["class"], class_map(40, 30, int(scene_id)))
 
 
 def test_what_is_printed(tmp_path, small, capsys):

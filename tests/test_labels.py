@@ -7,22 +7,14 @@ import rasterio.features
 import shapely
 from affine import Affine
 
-from geochip.labels import LabelError, label_crs, rasterize_label
-from helpers import UTM, box, write_label
-
-CLASSES = ("background", "building")
+from geochip.labels import LabelError, label_crs
+from helpers import UTM, box, read_label, write_label
 
 
-def rasterize(path, *, crs="EPSG:32611", transform=UTM, classes=CLASSES, class_property=None, height=20, width=30):
-    return rasterize_label(
-        str(path),
-        height=height,
-        width=width,
-        transform=transform,
-        crs=crs,
-        classes=classes,
-        class_property=class_property,
-    )
+def rasterize(
+    path, *, crs="EPSG:32611", transform=UTM, classes=("background", "building"), height=20, width=30, **rules
+):
+    return read_label(path, crs=crs, transform=transform, classes=classes, height=height, width=width, **rules)
 
 
 def test_boxes_become_just_their_pixels(tmp_path):
@@ -106,7 +98,7 @@ def test_errors_of_classes(tmp_path):
         match=r"feature 1 has kind = 'shed', which is not in data.classes \(background, road\); add it there",
     ):
         rasterize(path, classes=("background", "road"), class_property="kind")
-    with pytest.raises(LabelError, match=r"has no property 'type', which data.class_property asks for; it has kind"):
+    with pytest.raises(LabelError, match=r"has no property 'type', which labels.class_property asks for; it has kind"):
         rasterize(path, class_property="type")
 
 

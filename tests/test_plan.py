@@ -1,12 +1,11 @@
 from dataclasses import replace
 
-import numpy as np
-import pytest
+import shapely
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geochip.config import ChipsConfig, DataConfig
+from geochip.config import ChipsConfig, DataConfig, LabelsConfig, RunConfig
 from geochip.plan import chips_depend_on, plan_chips
 from geochip.scenes import Scene
 from geochip.store import describe_difference, make_header
@@ -23,115 +22,138 @@ def scene(scene_id, split="train", height=400, width=500, **more):
     return Scene(scene_id=scene_id, split=split, height=height, width=width, **(facts | more))
 
 
-def windows_of(plan, scene_id):
-    return [
-        window
-        for split in plan.splits
-        for index, window in zip(split.scene_index, split.windows, strict=True)
-        if split.scenes[index].scene_id == scene_id
-    ]
+def plan_of(scenes, chips=ChipsConfig(), **more):
+    named = {(one.split, one.scene_id): one for one in scenes}
+    return plan_chips(list(named), named, chips, **more)
 
 
-def test_adding_a_scene_changes_no_other_scenes_windows():
-    few = plan_chips([scene("a"), scene("c")], ChipsConfig(size=64))
-    more = plan_chips([scene("a"), scene("b"), scene("c"), scene("d", "val")], ChipsConfig(size=64))
-    for name in "ac":
-        assert windows_of(few, name) == windows_of(more, name)
-        assert len(windows_of(few, name)) == 5
-
-
-def test_windows_depend_on_seed_and_scene():
-    a = windows_of(plan_chips([scene("a")], ChipsConfig(size=64)), "a")
-    b = windows_of(plan_chips([scene("b")], ChipsConfig(size=64)), "b")
-    other_seed = windows_of(plan_chips([scene("a")], ChipsConfig(size=64, seed=1)), "a")
-    assert a != b
-    assert a != other_seed
-
-
-def test_windows_of_a_scene_are_fixed_for_ever():
-    # A change here means that the same run file gives other chips than before: say so in the changelog.
-    (first, second) = windows_of(plan_chips([scene("225")], ChipsConfig(size=300, per_scene=2)), "225")
-    assert (first.row_off, first.col_off, second.row_off, second.col_off) == (67, 139, 6, 116)
+def names(plan):
+    return [(split.split, one.scene_id, one.places) for split in plan.splits for one in split.scenes]
 
 
 @given(st.integers(1, 200), st.integers(1, 90), st.integers(1, 12))
 def test_tasks_are_the_positions_cut_into_shards(per_scene, size, count):
     scenes = [scene(str(i), ("train", "val")[i % 3 == 2], height=100 + i, width=80) for i in range(count)]
-    plan = plan_chips(scenes, ChipsConfig(size=size, per_scene=per_scene))
+    plan = plan_of(scenes, ChipsConfig(size=size, per_scene=per_scene))
     for split in plan.splits:
         tasks = [task for task in plan.tasks() if task.split == split.split]
-        assert [task.start for task in tasks] == list(range(0, len(split.windows), plan.shard))
+        assert [task.start for task in tasks] == list(range(0, split.chips, plan.shard))
         assert all(task.chips == plan.shard for task in tasks[:-1])
-        cut = [(scene.scene_id, window) for task in tasks for scene, windows in task.cuts for window in windows]
-        planned = [
-            (split.scenes[index].scene_id, window)
-            for index, window in zip(split.scene_index, split.windows, strict=True)
+        cut = [
+            (one.scene.scene_id, place) for task in tasks for one in task.cuts for place in range(one.first, one.stop)
         ]
-        assert cut == planned
+        assert cut == [(one.scene_id, place) for one in split.scenes for place in range(one.places)]
+        assert [split.scenes[index].scene_id for index in split.scene_index()] == [name for name, _ in cut]
     assert plan.chips == sum(task.chips for task in plan.tasks())
-    assert len({task.key for task in plan.tasks()}) == len(list(plan.tasks()))
+    assert plan.shards == len({task.key for task in plan.tasks()}) == len(list(plan.tasks()))
 
 
 def test_a_shard_holds_whole_scenes_of_about_64_chips_and_bounded_memory():
-    assert plan_chips([scene("a")], ChipsConfig(per_scene=5)).shard == 65
-    assert plan_chips([scene("a")], ChipsConfig(per_scene=64)).shard == 64
-    assert plan_chips([scene("a")], ChipsConfig(per_scene=1000, size=9)).shard == 64
+    assert plan_of([scene("a")], ChipsConfig(per_scene=5)).shard == 65
+    assert plan_of([scene("a")], ChipsConfig(per_scene=64)).shard == 64
+    assert plan_of([scene("a")], ChipsConfig(per_scene=1000, size=9)).shard == 64
     # 4096 x 4096 x (3 x 2 + 1) bytes are 112 MiB a chip.
-    assert plan_chips([scene("a")], ChipsConfig(per_scene=5, size=4096)).shard == 2
+    assert plan_of([scene("a")], ChipsConfig(per_scene=5, size=4096)).shard == 2
 
 
-@pytest.mark.parametrize("transform", [NORTH_UP, NORTH_UP @ Affine.rotation(30)])
-def test_each_chip_has_the_grid_of_its_window(transform):
-    (split,) = plan_chips([scene("a", transform=transform)], ChipsConfig(size=64)).splits
-    for window, coefficients in zip(split.windows, split.transforms(), strict=True):
-        assert Affine(*coefficients) @ (3, 2) == pytest.approx(transform @ (window.col_off + 3, window.row_off + 2))
+def test_a_run_of_a_million_scenes_stays_under_50000_tasks():
+    # Ten scenes that are said to have as many chips as a million.
+    large = [scene(str(i), height=20_000, width=20_000) for i in range(10)]
+    plan = plan_of(large, ChipsConfig(per_scene=500_000, size=16))
+    assert plan.chips == 5_000_000
+    assert plan.shards == 50_000
+    assert plan.shards_per_task == 1
+    # Chips of which a shard cannot hold more than two.
+    plan = plan_of(large, ChipsConfig(per_scene=20_000, size=4096))
+    assert (plan.shard, plan.shards, plan.shards_per_task) == (2, 100_000, 2)
 
 
-def fingerprint(scenes, data, chips, train_split="train"):
-    return make_header(*chips_depend_on(scenes, data, chips, train_split))
+def test_scenes_that_cannot_be_used_keep_their_places():
+    scenes = {("train", name): scene(name) for name in "abde"}
+    order = [("train", name) for name in "abcde"]
+    plan = plan_chips(order, scenes, ChipsConfig(size=64), unusable=frozenset({("train", "b")}))
+    assert names(plan) == [("train", name, 5) for name in "abcde"]
+    (split,) = plan.splits
+    assert [one.usable for one in split.scenes] == [True, False, False, True, True]
+    assert [one.reserved for one in split.scenes] == [False, False, True, False, False]
+    assert split.scenes[2].scene is None
+    # What was reserved stays, whatever the mended file's header says.
+    scenes["train", "c"] = scene("c", height=64, width=65)
+    mended = plan_chips(order, scenes, ChipsConfig(size=64), reserved={("train", "c"): 5})
+    assert names(mended) == names(plan)
+    assert mended.splits[0].scenes[2].reserved
+    assert plan_chips(order, scenes, ChipsConfig(size=64)).chips == 22
+
+
+def test_splits_and_scenes_stand_in_the_given_order():
+    plan = plan_of([scene("b", "val"), scene("a"), scene("c", "val")], ChipsConfig(size=64, per_scene=2))
+    assert names(plan) == [("val", "b", 2), ("val", "c", 2), ("train", "a", 2)]
+
+
+def fingerprint(
+    scenes, chips=ChipsConfig(), *, unusable=frozenset(), data=DataConfig(), labels=LabelsConfig(), aois=None
+):
+    plan = plan_of(scenes, chips, unusable=unusable, aois=aois)
+    return make_header(*chips_depend_on(plan, RunConfig(data=data, chips=chips, labels=labels)))
 
 
 def test_the_fingerprint_says_what_differs():
     scenes = [scene(str(i)) for i in range(8)]
-    data, chips = DataConfig(splits=("train",)), ChipsConfig()
-    old = fingerprint(scenes, data, chips)
-    assert fingerprint(scenes, replace(data, root="elsewhere", max_bad_scenes=3), replace(chips, store="x")) == old
-    moved = [replace(item, image="there/x.tif") for item in scenes]
-    assert fingerprint(moved, data, chips) == old
+    old = fingerprint(scenes)
+    assert (
+        fingerprint(scenes, ChipsConfig(store="x", allow_overlap=True), data=DataConfig(root="else", max_bad_scenes=3))
+        == old
+    )
+    assert fingerprint([replace(item, image="there/x.tif") for item in scenes]) == old
     new = fingerprint(
         [*[replace(scenes[0], height=11)], *scenes[2:], scene("9")],
-        replace(data, bands=(1, 2)),
-        replace(chips, size=64),
-        "val",
+        ChipsConfig(size=64),
+        data=DataConfig(bands=(1, 2)),
+        labels=LabelsConfig(all_touched=True),
     )
     assert new["fingerprint"] != old["fingerprint"]
     assert describe_difference(old, new) == (
-        "data.bands was None, now [1, 2]; train.split was 'train', now 'val'; chips.size was 300, now 64; 1 scene not there "
-        "before: train/9; 1 scene gone: train/1; 1 scene changed: train/0"
+        "data.bands was None, now [1, 2]; labels.all_touched was False, now True; chips.size was 300, now 64; 1 scene not "
+        "there before: train/9; 1 scene gone: train/1; 1 scene changed: train/0"
     )
     assert describe_difference(old, old) is None
-    assert describe_difference(old, {**old, "fingerprint": "other"}) == "it was made by another version of geochip"
-    gone = describe_difference(old, fingerprint(scenes[:1], data, chips))
+    assert describe_difference({**old, "fingerprint": "other"}, old) == "it was made by another version of geochip"
+    gone = describe_difference(old, fingerprint(scenes[:1]))
     assert gone == "7 scenes gone: train/1, train/2, train/3, train/4, train/5, ..."
+
+
+def test_another_area_of_interest_makes_another_store():
+    first, second = (
+        fingerprint([scene("a")], aois={("train", "a"): shapely.box(0, 0, 350, end)}) for end in (350, 351)
+    )
+    assert describe_difference(first, second) == "1 scene changed: train/a"
+    assert describe_difference(first, fingerprint([scene("a")])) == "1 scene changed: train/a"
 
 
 def test_another_content_is_a_difference_unless_it_could_not_be_read(tmp_path):
     label = tmp_path / "a.geojson"
     label.write_text("one")
     one = scene("a", label=str(label))
-    data, chips = DataConfig(splits=("train",)), ChipsConfig()
-    old = fingerprint([one], data, chips)
+    old = fingerprint([one])
     # As long as before: only its content tells.
     label.write_text("two")
-    relabelled = fingerprint([one], data, chips)
-    regrown = fingerprint([replace(one, image_bytes=11, label=None)], data, chips)
+    relabelled = fingerprint([one])
+    regrown = fingerprint([replace(one, image_bytes=11, label=None)])
     for new in (relabelled, regrown):
         assert new["fingerprint"] == old["fingerprint"]
         assert describe_difference(old, new) == "1 scene changed: train/a"
         assert describe_difference(old, new, unread=["train/a"]) is None
+    # A run that was killed before it could tell that the label is of no use holds nobody to it.
+    unusable = fingerprint([one], unusable=frozenset({("train", "a")}))
+    assert describe_difference(unusable, relabelled) is None
 
 
-def test_small_scenes_give_one_hanging_chip():
-    (split,) = plan_chips([scene("a", height=40, width=30)], ChipsConfig(size=64)).splits
-    assert [(w.row_off, w.col_off, w.height, w.width) for w in split.windows] == [(0, 0, 64, 64)]
-    assert np.array_equal(split.scene_index, [0])
+def test_a_header_that_could_not_be_read_may_turn_out_to_be_any():
+    known = {("train", "a"): scene("a")}
+    order = [("train", "a"), ("train", "b")]
+    config = RunConfig()
+    before = make_header(*chips_depend_on(plan_chips(order, known, config.chips), config))
+    known["train", "b"] = scene("b", height=77)
+    after = make_header(*chips_depend_on(plan_chips(order, known, config.chips), config))
+    assert describe_difference(before, after) is None
+    assert describe_difference(after, before) == "1 scene readable before and not now: train/b"

@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import geopandas as gpd
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import rasterio
 from affine import Affine
 
-from geochip.config import DataConfig
+from geochip.config import DataConfig, RunConfig
 from geochip.errors import InputError
 from geochip.scenes import (
     Catalogue,
@@ -17,6 +18,7 @@ from geochip.scenes import (
     describe_files,
     find_scenes,
     odd_ones,
+    scene_digest,
     set_aside,
 )
 from geochip.windows import Window
@@ -24,7 +26,8 @@ from helpers import IMAGE, LABEL, UTM, position_coded, write_image, write_label,
 
 
 def data(root, *splits, **more):
-    return DataConfig(root=str(root), image=IMAGE, label=LABEL, splits=splits or ("train",), **more)
+    section = DataConfig(root=str(root), image=IMAGE, label=LABEL, splits=splits or ("train",), **more)
+    return RunConfig(data=section)
 
 
 def only(catalogue):
@@ -52,8 +55,10 @@ def test_special_characters_of_patterns_stand_for_themselves(tmp_path):
 def test_an_id_may_stand_twice_in_a_template(tmp_path):
     write_image(tmp_path / "train" / "7" / "scene_7.tif", position_coded(4, 5))
     write_image(tmp_path / "train" / "7" / "scene_8.tif", position_coded(4, 5))
-    config = DataConfig(
-        root=str(tmp_path), image="{split}/{id}/scene_{id}.tif", label="{split}/{id}.json", splits=("train",)
+    config = RunConfig(
+        data=DataConfig(
+            root=str(tmp_path), image="{split}/{id}/scene_{id}.tif", label="{split}/{id}.json", splits=("train",)
+        )
     )
     assert [scene.scene_id for scene in find_scenes(config, need_labels=False).scenes] == ["7"]
 
@@ -354,6 +359,35 @@ def test_paths_of_scenes_are_absolute(tmp_path, monkeypatch):
     scene = only(find_scenes(data("d")))
     assert scene.image == str(tmp_path / "d" / "train" / "scene_1.tif")
     assert scene.label == str(tmp_path / "d" / "train" / "label_1.geojson")
+
+
+def test_a_digest_tells_what_changed(tmp_path):
+    write_scene(tmp_path, "train", "1")
+    label = tmp_path / "train" / "label_1.geojson"
+    scene = only(find_scenes(data(tmp_path)))
+    before, without = scene_digest(scene, with_label=True), scene_digest(scene, with_label=False)
+    label.write_text(label.read_text().replace("0", "1"))
+    after = scene_digest(scene, with_label=True)
+    assert after["header"] == before["header"]
+    assert after["content"] != before["content"]
+    assert scene_digest(scene, with_label=False) == without
+    # Who reads the label says what is wrong with it.
+    label.unlink()
+    gone = scene_digest(scene, with_label=True)
+    assert gone["content"] not in (before["content"], after["content"], without["content"])
+    longer = scene_digest(replace(scene, image_bytes=scene.image_bytes + 1), with_label=False)
+    assert (longer["header"], longer["content"] == without["content"]) == (without["header"], False)
+    assert scene_digest(replace(scene, height=9), with_label=False)["header"] != without["header"]
+
+
+def test_a_bad_scene_keeps_its_turn(tmp_path):
+    for scene_id in "1234":
+        write_scene(tmp_path, "train", scene_id)
+    (tmp_path / "train" / "scene_2.tif").write_text("no image")
+    (tmp_path / "train" / "label_3.geojson").unlink()
+    catalogue = find_scenes(data(tmp_path))
+    assert catalogue.order == (("train", "1"), ("train", "2"), ("train", "4"))
+    assert set_aside(catalogue, [(catalogue.scenes[0], "of no use")]).order == catalogue.order
 
 
 def test_a_local_grid_has_no_place_on_the_earth(tmp_path):

@@ -13,7 +13,7 @@ import rasterio
 import shapely
 from rasterio.features import rasterize
 
-from geochip.config import DataConfig
+from geochip.config import DataConfig, RunConfig
 from geochip.errors import InputError, WorkError, run_command
 from geochip.neighbourhood import painting
 from geochip.neighbourhood.painting import cast_shadows
@@ -78,7 +78,7 @@ def test_layout_and_names_are_those_of_the_tutorial(small):
 
 
 def test_the_default_configuration_finds_every_scene(small):
-    catalogue = find_scenes(DataConfig(root=str(small)))
+    catalogue = find_scenes(RunConfig(data=DataConfig(root=str(small))))
     assert {split: sum(scene.split == split for scene in catalogue.scenes) for split in SPLITS} == COUNTS
     assert (catalogue.bad, catalogue.unlabelled) == ((), ())
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geochip.windows import Window, blend_weights, blocks, random_windows, sliding_offsets, sliding_windows
+from geochip.windows import Window, blend_weights, blocks, grid_windows, sliding_offsets, sliding_windows
 
 lengths = st.integers(1, 200)
 
@@ -37,25 +37,26 @@ def test_a_stride_that_leaves_gaps_is_refused(stride):
         sliding_offsets(100, 10, stride)
 
 
-@given(lengths, lengths, st.integers(1, 64), st.integers(1, 30), st.integers(0, 2**32))
-def test_random_windows_lie_inside_and_differ(height, width, size, count, seed):
-    windows = random_windows(height, width, size, count, np.random.default_rng(seed))
-    positions = max(height - size, 0) + 1, max(width - size, 0) + 1
-    assert len(windows) == len(set(windows)) == min(count, positions[0] * positions[1])
-    for window in windows:
-        assert (window.height, window.width) == (size, size)
-        assert window.row_off < positions[0]
-        assert window.col_off < positions[1]
+@given(lengths, lengths, st.integers(1, 64), st.integers(1, 90))
+def test_grid_windows_treat_the_edge_as_asked(height, width, size, stride):
+    def along(edge, axis):
+        windows = grid_windows(height, width, size, stride, edge)
+        assert len(windows) == len(set(windows))
+        return sorted({(window.row_off, window.col_off)[axis] for window in windows})
 
-
-def test_random_windows_reach_every_position_alike():
-    rng = np.random.default_rng(0)
-    hits = np.zeros((4, 3), int)
-    for _ in range(3000):
-        for window in random_windows(13, 12, 10, 2, rng):
-            hits[window.row_off, window.col_off] += 1
-    # 500 expected at each of the 12 positions; five standard deviations are 107.
-    assert abs(hits - 500).max() < 107
+    for axis, length in ((0, height), (1, width)):
+        dropped, shifted, padded = (along(edge, axis) for edge in ("drop", "shift", "pad"))
+        if height >= size and width >= size:
+            assert dropped == list(range(0, length - size + 1, stride))
+        else:
+            # A scene with no room for a window along one side has none at all.
+            assert not dropped
+        assert all(offset + size <= max(length, size) for offset in shifted)
+        assert all(offset % stride == 0 and offset < length for offset in padded)
+        if stride <= size:
+            # Nothing is left out.
+            assert shifted[-1] == max(length - size, 0)
+            assert padded[-1] + size >= length
 
 
 def test_a_window_of_impossible_shape_is_refused():

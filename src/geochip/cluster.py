@@ -11,6 +11,8 @@ from typing import Any
 
 import dask
 from distributed import Client, LocalCluster, as_completed
+from distributed.client import FutureCancelledError
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from geochip.config import ClusterConfig, available_cpus
@@ -47,6 +49,8 @@ def dask_client(cluster: ClusterConfig, *, threads_per_worker: int = 1) -> Itera
                 f"cluster.address: no Dask scheduler answers at {cluster.address!r} ({' '.join(str(error).split())}); "
                 "start one, or use cluster.kind: local"
             ) from None
+        # That the scheduler is gone is told once, by `run_tasks`.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         with client:
             yield client
         return
@@ -96,6 +100,11 @@ def require_cluster(cluster: ClusterConfig) -> None:
             pass
 
 
+def worker_count(client: Client) -> int:
+    """Workers that are there now."""
+    return len(client.scheduler_info(n_workers=-1)["workers"])
+
+
 def run_tasks(
     client: Client,
     function: Callable[..., Any],
@@ -137,6 +146,12 @@ def run_tasks(
             future.release()
             if (following := submit_next()) is not None:
                 running.add(following)
+    except (FutureCancelledError, CommClosedError) as error:
+        # Nobody here cancels what is then waited for: the scheduler is gone, and with it what it knew of the tasks.
+        raise WorkError(
+            f"the Dask scheduler at {client.scheduler.address if client.scheduler else '?'} was lost; what is finished "
+            "is kept: start a cluster again and run the same command again, which goes on from there"
+        ) from error
     except KilledWorker as error:
         raise WorkError(
             f"task {key}: worker processes died on it again and again; most often memory ran out: "

@@ -77,7 +77,7 @@ def find_data(config: RunConfig, *, world: int) -> TrainingData:
     for split in (settings.split, *([settings.val_split] if settings.val_split else [])):
         if missing := store.missing_shards(split):
             raise InputError(
-                f"chip store {store.path} lacks {missing} files of split {split!r}, and what they held would read as "
+                f"chip store {store.path} lacks {missing} shards of split {split!r}, and what they held would read as "
                 f"nothing but nodata; copy it again, or remove it and {remedy} again"
             )
     statistics = attributes["statistics"]
@@ -105,6 +105,7 @@ def find_data(config: RunConfig, *, world: int) -> TrainingData:
         chip_size=attributes["chip_size"],
         pixel_size_range=(sizes[0], sizes[1]) if sizes else None,
         chip_store_fingerprint=attributes["fingerprint"],
+        split_overlap=overlap if (overlap := attributes.get("overlap")) and overlap["pairs"] else None,
         geochip_version=geochip.__version__,
     )
     return TrainingData(store=store, train=train, val=val, contract=contract)

@@ -4,6 +4,7 @@ Exit codes of every command: 0 done; 1 the work failed (what failed is named); 2
 before anything was written; 130 interrupted from the keyboard. torchrun makes 1 of whatever a rank ends with.
 """
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -43,7 +44,18 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         for line in str(error).splitlines():
             print(f"geochip: error: {line}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"geochip: error: {error.filename or 'writing'}: {error.strerror}; free some space and run the same command "
+            "again: what is finished is kept",
+            file=sys.stderr,
+        )
+        return WorkError.exit_code
     except KeyboardInterrupt:
-        print("geochip: interrupted; what is finished is kept", file=sys.stderr)
+        print(
+            "geochip: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr
+        )
         return 130
     return 0

@@ -2,7 +2,7 @@
 
     python -m geochip.evaluate --config run.yaml
 
-Every scene's label is rasterized on the scene's own grid and counted against its predicted classes, block by block.
+Every scene's label is drawn on the scene's own pixels and counted against its predicted classes, block by block.
 eval.json has what Raster Vision's has, in the same places, and more.
 """
 
@@ -19,14 +19,14 @@ from rich.markup import escape
 from rich.table import Table
 
 import geochip
-from geochip.config import DataConfig
+from geochip.config import DataConfig, RunConfig
 from geochip.errors import InputError, WorkError, run_command
 from geochip.files import make_directory, write_durably
-from geochip.labels import LabelError, rasterize_label
+from geochip.labels import Grid, LabelError, LabelRules, SceneLabel, read_aoi
 from geochip.metrics import Confusion, confusion_matrix, evaluation_items, scores
 from geochip.progress import ProgressReport
 from geochip.run_file import parse_run_config
-from geochip.scenes import SetAside, label_path, settle_bad_scenes
+from geochip.scenes import SetAside, aoi_path, label_path, settle_bad_scenes
 from geochip.store import PredictedScene, PredictionStore, journal_path, read_journal
 from geochip.windows import blocks
 
@@ -40,8 +40,8 @@ def main(argv: Sequence[str]) -> None:
     store = open_finished(config.prediction_store)
     make_directory(config.eval_path.parent, "run_dir")
     check_classes(store, config.data)
-    labels, unlabelled = find_labels(store, config.data)
-    confusions, bad = count(store, labels, config.data)
+    labels, unlabelled = find_labels(store, config)
+    confusions, bad = count(store, labels, config)
     for item in unlabelled:
         print(f"left out: {item}")
     if confusions:
@@ -88,7 +88,7 @@ def check_classes(store: PredictionStore, data: DataConfig) -> None:
         )
 
 
-def find_labels(store: PredictionStore, data: DataConfig) -> tuple[dict[str, Path], list[SetAside]]:
+def find_labels(store: PredictionStore, config: RunConfig) -> tuple[dict[str, Path], list[SetAside]]:
     """The label of each predicted scene, by the scene's id, and the scenes that have none.
 
     Raises:
@@ -97,7 +97,7 @@ def find_labels(store: PredictionStore, data: DataConfig) -> tuple[dict[str, Pat
     labels: dict[str, Path] = {}
     unlabelled: list[SetAside] = []
     for scene in store.scenes.values():
-        path = label_path(data, scene.split, scene.scene_id)
+        path = label_path(config, scene.split, scene.scene_id)
         if scene.split and path.is_file():
             labels[scene.scene_id] = path
         else:
@@ -116,7 +116,7 @@ def _aside(scene: PredictedScene, path: Path, reason: str) -> SetAside:
 
 
 def count(
-    store: PredictionStore, labels: Mapping[str, Path], data: DataConfig
+    store: PredictionStore, labels: Mapping[str, Path], config: RunConfig
 ) -> tuple[dict[str, Confusion], list[SetAside]]:
     """Count each labelled scene's pixels.
 
@@ -134,32 +134,27 @@ def count(
                 )
             else:
                 try:
-                    confusions[scene_id] = confusion_of_scene(store, scene, path, data)
+                    confusions[scene_id] = confusion_of_scene(store, scene, path, config)
                 except LabelError as error:
                     bad.append(_aside(scene, path, str(error)))
             progress.advance()
     return confusions, bad
 
 
-def confusion_of_scene(store: PredictionStore, scene: PredictedScene, label: Path, data: DataConfig) -> Confusion:
-    """Count one scene's pixels, block by block; pixels without data have no prediction and are left out.
+def confusion_of_scene(store: PredictionStore, scene: PredictedScene, label: Path, config: RunConfig) -> Confusion:
+    """Count one scene's pixels, block by block; pixels without data and outside of chips.aoi are left out.
 
     Raises:
-        LabelError: when the label cannot be used.
+        LabelError: when the label, or the area of interest, cannot be used.
     """
-    label_hw = rasterize_label(
-        str(label),
-        height=scene.height,
-        width=scene.width,
-        transform=Affine(*scene.transform),
-        crs=scene.crs or None,
-        classes=data.classes,
-        class_property=data.class_property,
-    )
+    grid = Grid(height=scene.height, width=scene.width, transform=Affine(*scene.transform), crs=scene.crs or None)
+    rules = LabelRules(classes=config.data.classes, labels=config.labels)
+    aoi = aoi_path(config, scene.split, scene.scene_id)
     classes = len(store.class_names)
     total = np.zeros((classes, classes), np.int64)
-    for block in blocks(scene.height, scene.width, store.block):
-        total += confusion_matrix(label_hw[block.slices], store.read(scene, block), classes)
+    with SceneLabel(str(label), grid, rules, aoi=None if aoi is None else read_aoi(str(aoi), grid)) as scene_label:
+        for block in blocks(scene.height, scene.width, store.block):
+            total += confusion_matrix(scene_label.read(block), store.read(scene, block), classes)
     return total
 
 
@@ -179,6 +174,7 @@ def evaluation(
         "left_out": [{"scene_id": item.scene_id, "split": item.split, "reason": item.reason} for item in left_out],
         "prediction_store": str(store.path),
         "model_sha256": store.attrs["model_sha256"],
+        "split_overlap": store.attrs.get("split_overlap"),
         "window": store.attrs["window"],
         "stride": store.attrs["stride"],
         "blend": store.attrs["blend"],

@@ -1,18 +1,27 @@
 """Files that are there whole or not at all, also after a kill or a power cut."""
 
+import contextlib
 import errno
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from geochip.errors import InputError
+from geochip.errors import InputError, WorkError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def write_durably(path: Path, data: bytes | memoryview) -> None:
+@contextlib.contextmanager
+def writing_durably(path: Path) -> Iterator[BinaryIO]:
     """Write a whole file: to a temporary one beside it, flushed to the disk, then renamed over `path`.
 
     Args:
         path: the file; its directory is made when it is missing. What was there stays until the new one is complete.
-        data: what it will hold.
+
+    Yields:
+        The temporary file; nothing becomes of it when the block ends with an error.
 
     Raises:
         OSError: when the file system refuses, a full disk for example; `path` is as it was then.
@@ -22,13 +31,24 @@ def write_durably(path: Path, data: bytes | memoryview) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def write_durably(path: Path, data: bytes | memoryview) -> None:
+    """Write a whole file as `writing_durably` does.
+
+    Args:
+        path: the file.
+        data: what it will hold.
+    """
+    with writing_durably(path) as file:
+        file.write(data)
 
 
 def make_directory(path: Path, option: str) -> None:
@@ -56,3 +76,20 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error, of any library, says that a disk or a quota is full."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _FULL
+    return any(os.strerror(number) in str(error) for number in _FULL)
+
+
+def disk_full(path: Path) -> WorkError:
+    """What to tell when writing to `path` found the disk full."""
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    free = shutil.disk_usage(there).free / 2**20
+    return WorkError(
+        f"{path}: the disk or your quota on it is full ({free:.1f} MiB free); free some space and run the same command "
+        "again: what is finished is kept"
+    )

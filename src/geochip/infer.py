@@ -104,6 +104,7 @@ def create_store(store: Path, plan: InferPlan, fingerprint: str) -> None:
             "model_sha256": plan.model_sha256,
             "model": {name: getattr(contract, name) for name in model},
             "chip_store_fingerprint": contract.chip_store_fingerprint,
+            "split_overlap": contract.split_overlap,
             "window": sliding.size,
             "stride": sliding.stride,
             "blend": sliding.blend,

@@ -70,8 +70,8 @@ def plan_inference(config: RunConfig, files: Sequence[str]) -> InferPlan:
 
 def _find(config: RunConfig, files: Sequence[str]) -> Catalogue:
     if files:
-        return describe_files(files, config.data)
-    return find_scenes(config.data, [config.infer.split], need_labels=False)
+        return describe_files(files, config)
+    return find_scenes(config, [config.infer.split], need_labels=False)
 
 
 def sliding_of(config: RunConfig, contract: Contract) -> Sliding:

@@ -1,55 +1,75 @@
-"""Which chips are cut where, and which task cuts them: pure and deterministic.
+"""Which chips stand where in the store, and which task cuts them: pure and deterministic.
 
-Row i of a split's plan IS position i in the store. The plan depends on the scenes and the configuration alone, and a
-scene's windows on the seed and its own id and shape alone: adding a scene changes no other scene's windows.
+Every scene has a number of places, which follow one another; where a scene's places begin is the position of its first
+chip in the store. The plan depends on the scenes and the configuration alone: what a pixel holds never moves a
+position, and a scene whose file cannot be read keeps its places for when it is mended.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from affine import Affine
+import shapely
 
-from geochip.config import ChipsConfig, DataConfig
+from geochip.config import ChipsConfig, RunConfig
+from geochip.sampling import places_of
 from geochip.scenes import Scene, scene_digest
-from geochip.windows import Window, random_windows
 
 _CHIPS_PER_SHARD = 64
 _LARGEST_SHARD_BYTES = 256 * 2**20
+# Dask's scheduler spends up to a millisecond on a task: more of them than this would be what a run consists of.
+_MOST_TASKS = 50_000
+
+Name = tuple[str, str]
+"""Split and id of a scene."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitPlan:
-    """The chips of one split, by position."""
+class PlannedScene:
+    """A scene with its places in the store."""
 
     split: str
-    scenes: tuple[Scene, ...]
-    scene_index: npt.NDArray[np.int64]
-    """(chip,) index into `scenes`, ascending."""
-    windows: tuple[Window, ...]
-    """(chip,) where in its scene each chip is cut."""
+    scene_id: str
+    places: int
+    """Chips that there is room for."""
+    scene: Scene | None
+    """What its header says; None when it could not be read."""
+    aoi: shapely.Geometry | None = None
+    """Area of interest in pixel coordinates; None: everything."""
+    usable: bool = True
+    """Whether it is to be cut; False for one that was set aside, whose places stay empty."""
+    reserved: bool = False
+    """Whether the number of places was fixed before the header could be read."""
 
-    def transforms(self) -> npt.NDArray[np.float64]:
-        """(chip, 6) affine coefficients a, b, c, d, e, f of each chip's own pixel grid."""
-        rows = [
-            tuple(self.scenes[index].transform @ Affine.translation(window.col_off, window.row_off))[:6]
-            for index, window in zip(self.scene_index, self.windows, strict=True)
-        ]
-        return np.array(rows, np.float64).reshape(-1, 6)
+    @property
+    def name(self) -> str:
+        """Its name in the journal."""
+        return f"{self.split}/{self.scene_id}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A part of a scene's places: `first` to `stop` - 1."""
+
+    scene: PlannedScene
+    first: int
+    stop: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChipTask:
-    """What one task does: all chips of one shard."""
+    """What fills one shard: all of its chips."""
 
     split: str
     start: int
     """Position of its first chip."""
-    cuts: tuple[tuple[Scene, tuple[Window, ...]], ...]
-    """Scenes with their windows, in the order of positions."""
+    cuts: tuple[Cut, ...]
+    """Scenes in the order of positions."""
 
     @property
     def key(self) -> str:
@@ -59,7 +79,25 @@ class ChipTask:
     @property
     def chips(self) -> int:
         """Number of chips."""
-        return sum(len(windows) for _, windows in self.cuts)
+        return sum(cut.stop - cut.first for cut in self.cuts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitPlan:
+    """The chips of one split."""
+
+    split: str
+    scenes: tuple[PlannedScene, ...]
+    """In the order of positions."""
+
+    @property
+    def chips(self) -> int:
+        """Number of chips."""
+        return sum(scene.places for scene in self.scenes)
+
+    def scene_index(self) -> npt.NDArray[np.int64]:
+        """(chip,) index into `scenes` for each position."""
+        return np.repeat(np.arange(len(self.scenes)), [scene.places for scene in self.scenes])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,82 +106,126 @@ class ChipPlan:
 
     splits: tuple[SplitPlan, ...]
     shard: int
-    """Chips in a shard, and so in a task."""
+    """Chips in a shard: one file of images and one of labels."""
 
     @property
     def chips(self) -> int:
         """Number of chips."""
-        return sum(len(split.windows) for split in self.splits)
+        return sum(split.chips for split in self.splits)
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return sum(-(-split.chips // self.shard) for split in self.splits)
+
+    @property
+    def shards_per_task(self) -> int:
+        """Shards that one task fills, one after the other: 1 but for runs that are very large."""
+        return max(1, math.ceil(self.shards / _MOST_TASKS))
 
     def tasks(self) -> Iterator[ChipTask]:
-        """One task for each shard, split by split."""
+        """One for each shard, split by split."""
         for split in self.splits:
-            for start in range(0, len(split.windows), self.shard):
-                positions = range(start, min(start + self.shard, len(split.windows)))
-                cuts: dict[int, list[Window]] = {}
-                for position in positions:
-                    cuts.setdefault(int(split.scene_index[position]), []).append(split.windows[position])
-                yield ChipTask(
-                    split=split.split,
-                    start=start,
-                    cuts=tuple((split.scenes[index], tuple(windows)) for index, windows in cuts.items()),
-                )
+            ends = np.cumsum([scene.places for scene in split.scenes])
+            total = int(ends[-1]) if len(ends) else 0
+            for start in range(0, total, self.shard):
+                stop = min(start + self.shard, total)
+                cuts = []
+                index = int(np.searchsorted(ends, start, side="right"))
+                while index < len(ends) and (begin := int(ends[index]) - split.scenes[index].places) < stop:
+                    scene = split.scenes[index]
+                    if scene.places:
+                        first, last = max(start - begin, 0), min(stop - begin, scene.places)
+                        cuts.append(Cut(scene=scene, first=first, stop=last))
+                    index += 1
+                yield ChipTask(split=split.split, start=start, cuts=tuple(cuts))
 
 
-def plan_chips(scenes: Sequence[Scene], chips: ChipsConfig) -> ChipPlan:
-    """Draw the windows of all scenes and share them out over shards.
+def plan_chips(
+    order: Sequence[Name],
+    scenes: Mapping[Name, Scene],
+    chips: ChipsConfig,
+    *,
+    unusable: frozenset[Name] = frozenset(),
+    aois: Mapping[Name, shapely.Geometry] | None = None,
+    reserved: Mapping[Name, int] | None = None,
+) -> ChipPlan:
+    """Give every scene its places and share them out over shards.
 
     Args:
-        scenes: usable scenes, all of one dtype and number of bands; their order, split by split, is the order of chips.
+        order: all scenes, split by split, in the order of chips.
+        scenes: those whose header could be read; at least one.
         chips: size, number and seed.
+        unusable: scenes that keep their places but are not to be cut.
+        aois: areas of interest, in pixel coordinates.
+        reserved: places that were fixed earlier, when the header could not be read.
 
     Returns:
-        The plan; splits in the order in which they first occur.
+        The plan; splits in the order in which they first occur. A scene without a header gets as many places as most
+        scenes have, or those that were reserved for it.
     """
-    splits = []
-    for name in dict.fromkeys(scene.split for scene in scenes):
-        members = tuple(scene for scene in scenes if scene.split == name)
-        drawn = [
-            random_windows(scene.height, scene.width, chips.size, chips.per_scene, scene_generator(chips.seed, scene))
-            for scene in members
-        ]
-        splits.append(
-            SplitPlan(
-                split=name,
-                scenes=members,
-                scene_index=np.repeat(np.arange(len(members)), [len(windows) for windows in drawn]),
-                windows=tuple(window for windows in drawn for window in windows),
+    aois, reserved = aois or {}, reserved or {}
+    counted = {
+        name: places_of(chips, scene_id=scene.scene_id, height=scene.height, width=scene.width, aoi=aois.get(name))
+        for name, scene in scenes.items()
+    }
+    # Ties go to the larger number, however the scenes are ordered.
+    usual = max(Counter(counted.values()).items(), key=lambda item: (item[1], item[0]))[0]
+    planned: dict[str, list[PlannedScene]] = {}
+    for name in order:
+        kept = reserved.get(name)
+        planned.setdefault(name[0], []).append(
+            PlannedScene(
+                split=name[0],
+                scene_id=name[1],
+                places=counted.get(name, usual) if kept is None else kept,
+                scene=scenes.get(name),
+                aoi=aois.get(name),
+                usable=name in scenes and name not in unusable,
+                reserved=kept is not None or name not in scenes,
             )
         )
-    chip_bytes = chips.size**2 * (len(scenes[0].bands) * np.dtype(scenes[0].dtype).itemsize + 1)
-    return ChipPlan(splits=tuple(splits), shard=_chips_per_shard(chips.per_scene, chip_bytes))
+    splits = tuple(SplitPlan(split=split, scenes=tuple(members)) for split, members in planned.items())
+    one = next(iter(scenes.values()))
+    chip_bytes = chips.size**2 * (len(one.bands) * np.dtype(one.dtype).itemsize + 1)
+    return ChipPlan(splits=splits, shard=_chips_per_shard(usual, chip_bytes, sum(counted.values())))
 
 
-def scene_generator(seed: int, scene: Scene) -> np.random.Generator:
-    """The random numbers of one scene: they depend on the seed and the scene's id, on nothing else."""
-    digest = hashlib.sha256(f"{seed}/{scene.scene_id}".encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
-
-
-def _chips_per_shard(per_scene: int, chip_bytes: int) -> int:
-    most = max(1, min(_CHIPS_PER_SHARD, _LARGEST_SHARD_BYTES // chip_bytes))
-    if per_scene > most:
-        return most
+def _chips_per_shard(per_scene: int, chip_bytes: int, chips: int) -> int:
+    most = max(1, _LARGEST_SHARD_BYTES // chip_bytes)
+    aim = min(max(_CHIPS_PER_SHARD, math.ceil(chips / _MOST_TASKS)), most)
+    if per_scene > aim or not per_scene:
+        return aim
     # Whole scenes: a scene whose chips lie in two shards is read and rasterized twice.
-    return round(most / per_scene) * per_scene
+    return round(aim / per_scene) * per_scene
 
 
-def chips_depend_on(
-    scenes: Sequence[Scene], data: DataConfig, chips: ChipsConfig, train_split: str
-) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+def chips_depend_on(plan: ChipPlan, config: RunConfig) -> tuple[dict[str, Any], dict[str, dict[str, str | None]]]:
     """What decides what the chips hold, to compare with what a rerun would make.
 
     Paths are left out: a data set that was moved gives the same chips.
 
     Returns:
-        The settings by their keys in the run file, and each scene's digests by split/id.
+        The settings by their keys in the run file, and each scene's digests by its name. A digest is None where there
+        is nothing to hold a rerun to: what could not be read may be mended.
     """
-    settings = {f"data.{name}": getattr(data, name) for name in ("splits", "bands", "classes", "class_property")}
-    settings["train.split"] = train_split
-    settings |= {f"chips.{name}": value for name, value in asdict(chips).items() if name != "store"}
-    return settings, {f"{scene.split}/{scene.scene_id}": scene_digest(scene, with_label=True) for scene in scenes}
+    data, chips = config.data, config.chips
+    settings = {f"data.{name}": getattr(data, name) for name in ("splits", "bands", "classes")}
+    settings |= {f"labels.{name}": value for name, value in asdict(config.labels).items()}
+    settings |= {f"chips.{name}": value for name, value in asdict(chips).items()}
+    # An overlap that is allowed changes no chip.
+    for name in ("store", "allow_overlap", "aoi"):
+        del settings[f"chips.{name}"]
+    settings["train.split"] = config.train.split
+    return settings, {scene.name: _digests(scene) for split in plan.splits for scene in split.scenes}
+
+
+def _digests(planned: PlannedScene) -> dict[str, str | None]:
+    if planned.scene is None:
+        return {"header": None, "content": None}
+    digests: dict[str, str | None] = {**scene_digest(planned.scene, with_label=planned.usable)}
+    if planned.aoi is not None:
+        digests["header"] = f"{digests['header']}-{hashlib.sha256(shapely.to_wkb(planned.aoi)).hexdigest()[:16]}"
+    if not planned.usable:
+        digests["content"] = None
+    return digests

@@ -5,8 +5,8 @@ keys at once with what they may have meant, and types in words.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,34 @@ from geochip.config import RunConfig
 from geochip.errors import InputError
 
 
+@dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """What a command was called with."""
+
+    config: RunConfig
+    """The run file, with the flags in place of its keys."""
+    files: tuple[str, ...]
+    """File names that follow the flags."""
+    switches: frozenset[str]
+    """The command's own switches that were given, such as "dry_run"."""
+
+
 def parse_run_config(
     argv: Sequence[str], *, command: str, description: str, files: str | None = None
 ) -> tuple[RunConfig, tuple[str, ...]]:
+    """Read the run file and the flags of a command without switches; see `parse_command`."""
+    parsed = parse_command(argv, command=command, description=description, files=files)
+    return parsed.config, parsed.files
+
+
+def parse_command(
+    argv: Sequence[str],
+    *,
+    command: str,
+    description: str,
+    files: str | None = None,
+    switches: Mapping[str, str] | None = None,
+) -> CommandLine:
     """Read the run file and the flags of one command.
 
     Args:
@@ -28,9 +53,7 @@ def parse_run_config(
         command: the module's name, such as "chipping".
         description: what the command does, for --help.
         files: help text of the file names that may follow the flags; None when the command takes none.
-
-    Returns:
-        The configuration, and the file names (empty when there are none).
+        switches: what the command can be told besides the keys of the run file, with help texts.
 
     Raises:
         InputError: for unknown keys, wrong types and impossible values; each line of its text names a key, its value
@@ -39,6 +62,13 @@ def parse_run_config(
     parser = _parser(f"python -m geochip.{command}", description)
     if files is not None:
         parser.add_argument("files", nargs="*", type=str, help=files)
+    switches = switches or {}
+    if {"-h", "--help"} & set(argv):
+        for name, text in switches.items():
+            parser.add_argument(f"--{name}", action="store_true", help=text)
+    # No keys of the run file, so that --print_config does not print them.
+    given = frozenset(name for name in switches if f"--{name}" in argv)
+    argv = [word for word in argv if word.removeprefix("--") not in given]
     # The bare flag prints the comments too: they are where a person learns what a key means.
     argv = ["--print_config=comments" if word == "--print_config" else word for word in argv]
     for path in _named_run_files(argv):
@@ -49,7 +79,8 @@ def parse_run_config(
         raise InputError(_explain(str(error))) from None
     names = tuple(namespace.pop("files", None) or ())
     config = parser.instantiate(namespace)
-    return RunConfig(**{field.name: config[field.name] for field in fields(RunConfig)}), names
+    whole = RunConfig(**{field.name: config[field.name] for field in fields(RunConfig)})
+    return CommandLine(config=whole, files=names, switches=given)
 
 
 def _named_run_files(argv: Sequence[str]) -> list[Path]:
@@ -164,6 +195,10 @@ def _expected(key: str) -> str:
         words = annotation.__name__
     replacements = {
         r"tuple\[int, \.\.\.\]": "a list of whole numbers", r"tuple\[str, \.\.\.\]": "a list of names",
+        r"tuple\[int, int\]": "a list of two whole numbers",
+        r"dict\[str, float\]": "a mapping such as {name: number}",
+        r"dict\[str \| int, str\]": "a mapping such as {value: name}",
+        r"tuple\[str \| int, \.\.\.\]": "a list of values",
         r"\bint\b": "a whole number", r"\bfloat\b": "a number", r"\bstr\b": "text", r"\bbool\b": "true or false",
         r"\bNone\b": "null", r"\bLiteral\[(.*?)\]": r"one of \1",
         r" \| ": " or ",

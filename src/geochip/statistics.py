@@ -1,9 +1,9 @@
 """Statistics of bands that add up: each task counts its own pixels, the driver adds the counts in any grouping.
 
-Values are counted in bins that follow the bits of a float32: sign, exponent and the first six bits of the mantissa. So
-a bin is at most 1/64 of its value wide in any unit and for any type, whole numbers up to 127 have bins of their own,
-and two tasks always use the same bins. Mean and standard deviation do not go through the bins: for integer pixels they
-come from exact integer sums.
+Mean, standard deviation and range are of every valid pixel; for integer pixels they come from exact integer sums.
+Percentiles are of a sample, some rows and columns of each chip, whose values are counted in bins that follow the bits
+of a float32: sign, exponent and the first six bits of the mantissa. So a bin is at most 1/64 of its value wide in any
+unit and for any type, whole numbers up to 127 have bins of their own, and two tasks always use the same bins.
 """
 
 import math
@@ -16,6 +16,10 @@ import numpy.typing as npt
 PERCENTILES = (1, 2, 5, 25, 50, 75, 95, 98, 99)
 
 _DROPPED_BITS = 17
+_SAMPLE_SIDE = 75
+# Far below what 53 bits hold, short enough to stay in a core's cache, and too short for a BLAS to start threads for.
+_PIECE = 2**13
+_ONES = np.ones(_PIECE)
 
 
 @dataclass
@@ -31,34 +35,14 @@ class BandStatistics:
     minimum: float = float("inf")
     maximum: float = float("-inf")
     bins: dict[int, int] = field(default_factory=dict)
-    """Pixels in each bin; keys ascend with the value."""
+    """Pixels of the sample in each bin; keys ascend with the value."""
 
     @classmethod
-    def of(cls, values: npt.NDArray[Any]) -> "BandStatistics":
-        """Count the values of an array of any shape; all of them must be finite."""
-        values = values.ravel()
-        if not values.size:
-            return cls()
-        if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
-            # A histogram of all 65,536 possible values is the fastest sum of squares there is.
-            low = int(np.iinfo(values.dtype).min)
-            counts = np.bincount(values.astype(np.int64) - low if low else values)
-            present = np.flatnonzero(counts)
-            counts, distinct = counts[present], present + low
-        else:
-            distinct, counts = np.unique(values, return_counts=True)
-        if values.dtype.kind in "iu":
-            # Object arrays hold Python integers: squares of int32 values overflow int64 soon.
-            exact, exactly = distinct.astype(object), counts.astype(object)
-            sums: tuple[float, float] = int((exact * exactly).sum()), int((exact * exact * exactly).sum())
-            ends: tuple[float, float] = int(distinct[0]), int(distinct[-1])
-        else:
-            wide = distinct.astype(np.float64)
-            sums = float((wide * counts).sum()), float((wide * wide * counts).sum())
-            ends = float(wide[0]), float(wide[-1])
-        keys, inverse = np.unique(_bin_keys(distinct), return_inverse=True)
-        in_bins = np.bincount(inverse, weights=counts).astype(np.int64)
-        return cls(int(values.size), *sums, *ends, dict(zip(keys.tolist(), in_bins.tolist(), strict=True)))
+    def of(cls, band_hw: npt.NDArray[Any], valid_hw: npt.NDArray[np.bool_] | None = None) -> "BandStatistics":
+        """Count one band of one chip; see `BandCounter.add`."""
+        counter = BandCounter()
+        counter.add(band_hw, valid_hw)
+        return counter.statistics()
 
     def add(self, other: "BandStatistics") -> None:
         """Add the counts of other pixels to these."""
@@ -83,12 +67,12 @@ class BandStatistics:
         return math.sqrt(max(spread, 0) / self.count**2)
 
     def percentile(self, percent: float) -> float:
-        """The value that `percent` of the pixels lie below, to within its bin, 1/64 of it; NaN without pixels."""
-        if not self.count:
+        """The value that `percent` of the sample lie below, to within its bin, 1/64 of it; NaN without any."""
+        if not self.bins:
             return float("nan")
         keys = np.array(sorted(self.bins))
         reached = np.cumsum([self.bins[int(key)] for key in keys])
-        wanted = percent / 100 * self.count
+        wanted = percent / 100 * int(reached[-1])
         index = min(int(np.searchsorted(reached, wanted)), len(keys) - 1)
         low, high = _bin_edges(int(keys[index]))
         within = self.bins[int(keys[index])]
@@ -107,6 +91,95 @@ class BandStatistics:
             return cls()
         count, total, squares, minimum, maximum, keys, counts = document
         return cls(count, total, squares, minimum, maximum, dict(zip(keys, counts, strict=True)))
+
+
+class BandCounter:
+    """Counts one band of many chips; the bins are made once, at the end."""
+
+    def __init__(self) -> None:
+        self._sums = BandStatistics()
+        self._histogram = np.zeros(0, np.int64)
+        self._low = 0
+
+    def add(self, band_hw: npt.NDArray[Any], valid_hw: npt.NDArray[np.bool_] | None = None) -> None:
+        """Count one chip.
+
+        Args:
+            band_hw: (height, width), of one type in all calls; what is valid must be finite.
+            valid_hw: True where the pixels count; None: everywhere.
+        """
+        values = band_hw.ravel() if valid_hw is None else band_hw[valid_hw]
+        if not values.size:
+            return
+        sums = self._sums
+        total, squares = _exact_sums(values) if values.dtype.kind in "iu" else _float_sums(values)
+        sums.count += values.size
+        sums.total += total
+        sums.total_of_squares += squares
+        sums.minimum = min(sums.minimum, values.min().item())
+        sums.maximum = max(sums.maximum, values.max().item())
+        step = sample_step(band_hw.shape)
+        sample = band_hw[::step, ::step]
+        sample = sample.ravel() if valid_hw is None else sample[valid_hw[::step, ::step]]
+        # Few valid pixels may all lie beside the sampled rows and columns.
+        self._add_sample(sample if sample.size else values)
+
+    def _add_sample(self, values: npt.NDArray[Any]) -> None:
+        if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:
+            # Counted by value first: a bin's number is then worked out once for each value and not for each pixel.
+            self._low = int(np.iinfo(values.dtype).min)
+            counts = np.bincount(values.astype(np.int64) - self._low if self._low else values)
+            if len(counts) > len(self._histogram):
+                counts, self._histogram = self._histogram, counts
+            self._histogram[: len(counts)] += counts
+        else:
+            self._add_bins(values, np.ones(len(values), np.int64))
+
+    def _add_bins(self, values: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> None:
+        keys, inverse = np.unique(_bin_keys(values), return_inverse=True)
+        in_bins = np.bincount(inverse, weights=counts).astype(np.int64)
+        self._sums.add(BandStatistics(bins=dict(zip(keys.tolist(), in_bins.tolist(), strict=True))))
+
+    def statistics(self) -> BandStatistics:
+        """Of all that was counted."""
+        present = np.flatnonzero(self._histogram)
+        if len(present):
+            self._add_bins(present + self._low, self._histogram[present])
+            self._histogram = np.zeros(0, np.int64)
+        self._sums.bins = dict(sorted(self._sums.bins.items()))
+        return self._sums
+
+
+def sample_step(shape: tuple[int, ...]) -> int:
+    """Every so many rows and columns of a chip are its sample: all of a small one, at least 75 x 75 of a large one."""
+    return max(1, min(shape) // _SAMPLE_SIDE)
+
+
+def _exact_sums(values: npt.NDArray[Any]) -> tuple[int, int]:
+    """Sum and sum of squares of whole numbers of at most 32 bits.
+
+    Whole numbers below 2^53 are exact in float64, whatever the order in which they are added, and dot products of
+    float64 are the fastest sums there are. So numbers are cut in two halves of 16 bits, and sums into short pieces.
+    """
+    total = squares = 0
+    for start in range(0, len(values), _PIECE):
+        piece = values[start : start + _PIECE]
+        if piece.dtype.itemsize <= 2:
+            low = piece.astype(np.float64)
+            total += int(low @ _ONES[: len(low)])
+            squares += int(low @ low)
+        else:
+            wide = piece.astype(np.int64)
+            high, low = (wide >> 16).astype(np.float64), (wide & 0xFFFF).astype(np.float64)
+            ones = _ONES[: len(low)]
+            total += (int(high @ ones) << 16) + int(low @ ones)
+            squares += (int(high @ high) << 32) + (int(high @ low) << 17) + int(low @ low)
+    return total, squares
+
+
+def _float_sums(values: npt.NDArray[Any]) -> tuple[float, float]:
+    wide = values.astype(np.float64)
+    return float(wide.sum()), float((wide * wide).sum())
 
 
 def _bin_keys(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

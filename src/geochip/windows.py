@@ -68,32 +68,6 @@ class Window:
         )
 
 
-def random_windows(height: int, width: int, size: int, count: int, rng: np.random.Generator) -> list[Window]:
-    """Draw distinct square windows, uniformly over the positions that lie wholly inside a scene.
-
-    Args:
-        height: rows of the scene.
-        width: columns of the scene.
-        size: rows and columns of each window, in pixels.
-        count: how many to draw; fewer come back when the scene has fewer positions.
-        rng: the only source of randomness; it is advanced.
-
-    Returns:
-        At most `count` windows, in the order drawn. Where the scene is smaller than `size` the offset is 0 and the
-        window hangs over the lower or right edge.
-    """
-    rows, cols = max(height - size, 0) + 1, max(width - size, 0) + 1
-    count = min(count, rows * cols)
-    drawn: dict[tuple[int, int], None] = {}
-    if count * 2 > rows * cols:
-        # Nearly every position is wanted: drawing until the last one turns up would take long.
-        for index in rng.permutation(rows * cols)[:count]:
-            drawn[int(index) // cols, int(index) % cols] = None
-    while len(drawn) < count:
-        drawn[int(rng.integers(rows)), int(rng.integers(cols))] = None
-    return [Window(row_off=row, col_off=col, height=size, width=size) for row, col in drawn]
-
-
 def sliding_offsets(length: int, size: int, stride: int) -> list[int]:
     """Offsets, along one axis, of windows that cover every pixel.
 
@@ -125,6 +99,40 @@ def sliding_windows(height: int, width: int, size: int, stride: int) -> list[Win
         for row in sliding_offsets(height, size, stride)
         for col in sliding_offsets(width, size, stride)
     ]
+
+
+def grid_windows(
+    height: int, width: int, size: int, stride: int, edge: Literal["shift", "drop", "pad"]
+) -> list[Window]:
+    """Square windows in rows and columns, row by row, `stride` pixels apart, whatever is between them.
+
+    Args:
+        height: rows of the scene.
+        width: columns of the scene.
+        size: rows and columns of each window.
+        stride: pixels from one window to the next, at least 1; more than `size` leaves gaps.
+        edge: what happens where the last window would not end with the scene: "shift" moves it back so that it does,
+            "drop" leaves the rest out (a scene smaller than `size` then has no window), "pad" lets it hang over.
+
+    Returns:
+        The windows, no two alike.
+    """
+
+    def offsets(length: int) -> list[int]:
+        last = length - size
+        if edge == "drop":
+            return list(range(0, last + 1, stride))
+        if last <= 0:
+            return [0]
+        inside = list(range(0, last + 1, stride))
+        if inside[-1] == last:
+            return inside
+        following = last if edge == "shift" else inside[-1] + stride
+        # With a stride beyond the window, the next one may begin outside of the scene.
+        return [*inside, following] if following < length else inside
+
+    cols = offsets(width)
+    return [Window(row_off=row, col_off=col, height=size, width=size) for row in offsets(height) for col in cols]
 
 
 def blocks(height: int, width: int, size: int) -> Iterator[Window]:

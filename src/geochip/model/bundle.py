@@ -124,7 +124,11 @@ def _read_contract(directory: Path) -> dict[str, Any]:
 
 def _contract(document: dict[str, Any], directory: Path) -> Contract:
     try:
-        values: dict[str, Any] = {known.name: document[known.name] for known in fields(Contract)}
+        values: dict[str, Any] = {
+            # What bundles of earlier versions do not know may be missing.
+            known.name: document.get(known.name) if known.default is None else document[known.name]
+            for known in fields(Contract)
+        }
         for name, kind in (("class_names", str), ("band_names", str), ("bands", int), ("mean", float), ("std", float)):
             values[name] = tuple(kind(value) for value in values[name])
         if values["nodata"] is not None:

@@ -49,6 +49,9 @@ class Contract:
     """Of the chip store that it was trained on."""
     geochip_version: str
     """That trained it."""
+    split_overlap: dict[str, Any] | None = None
+    """Chips that it was trained on and that show the same ground as chips of other splits, as the chip store tells it;
+    None when there are none."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """The last epoch's row of the training log."""
 

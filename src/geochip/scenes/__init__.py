@@ -2,17 +2,17 @@
 
 from geochip.scenes.catalogue import (
     Catalogue,
-    SetAside,
-    catalogue_frame,
-    describe_files,
-    find_scenes,
-    label_path,
     odd_ones,
     scene_digest,
     set_aside,
     settle_bad_scenes,
 )
+from geochip.scenes.find import describe_files, find_scenes
+from geochip.scenes.header import SetAside
 from geochip.scenes.reader import Scene, SceneError, SceneReader
+from geochip.scenes.resample import resample
+from geochip.scenes.sources import aoi_path, label_path
+from geochip.scenes.table import catalogue_frame, corners, footprints
 
 __all__ = [
     "Catalogue",
@@ -20,11 +20,15 @@ __all__ = [
     "SceneError",
     "SceneReader",
     "SetAside",
+    "aoi_path",
     "catalogue_frame",
+    "corners",
     "describe_files",
     "find_scenes",
+    "footprints",
     "label_path",
     "odd_ones",
+    "resample",
     "scene_digest",
     "set_aside",
     "settle_bad_scenes",

@@ -1,18 +1,27 @@
 """What is kept on disk in Zarr: the chip store, the prediction store, and the journal beside either."""
 
 from geochip.store.chips import (
+    CHIP_DROPPED,
+    CHIP_UNREAD,
+    CHIP_WRITTEN,
     ChipStore,
     SplitLayout,
     SplitResult,
     create_chip_store,
     finish_chip_store,
+    shard_files,
+    shards_there,
     sweep_locks,
     write_shard,
 )
-from geochip.store.journal import Journal, describe_difference, journal_path, make_header, read_journal
+from geochip.store.journal import Journal, describe_difference, journal_path, make_header, read_header, read_journal
+from geochip.store.lock import StoreLock
 from geochip.store.predictions import PredictedScene, PredictionStore, SceneGrid, open_scene, write_block
 
 __all__ = [
+    "CHIP_DROPPED",
+    "CHIP_UNREAD",
+    "CHIP_WRITTEN",
     "ChipStore",
     "Journal",
     "PredictedScene",
@@ -20,13 +29,17 @@ __all__ = [
     "SceneGrid",
     "SplitLayout",
     "SplitResult",
+    "StoreLock",
     "create_chip_store",
     "describe_difference",
     "finish_chip_store",
     "journal_path",
     "make_header",
     "open_scene",
+    "read_header",
     "read_journal",
+    "shard_files",
+    "shards_there",
     "sweep_locks",
     "write_block",
     "write_shard",

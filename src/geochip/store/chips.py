@@ -23,6 +23,7 @@ import zarr
 
 from geochip.config import IGNORE
 from geochip.errors import InputError
+from geochip.files import disk_full, is_disk_full
 from geochip.store._arrays import (
     FORMAT_VERSION,
     class_flags,
@@ -33,36 +34,56 @@ from geochip.store._arrays import (
     write_small,
 )
 
+CHIP_WRITTEN, CHIP_UNREAD, CHIP_DROPPED = 0, 1, 2
+"""Status of a chip: it holds pixels; its scene could not be read; no window fitted the conditions on its content."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitLayout:
-    """Where the chips of one split come from, by position, and how many share a shard."""
+    """Which scenes the chips of one split come from, by position, and how many share a shard."""
 
     name: str
     scene_id: Sequence[str]
     """(chip,) the scene of each chip."""
-    row_off: npt.NDArray[np.int64]
-    """(chip,) first row in the scene."""
-    col_off: npt.NDArray[np.int64]
-    """(chip,) first column in the scene."""
-    transform: npt.NDArray[np.float64]
-    """(chip, 6) affine coefficients a, b, c, d, e, f of each chip's own grid; (c, f) is its upper left corner."""
-    crs: Sequence[str]
-    """(chip,) CRS of each chip, as "EPSG:4326" or WKT; empty without one."""
     shard: int
     """Chips in a shard."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitResult:
-    """What the chips of one split turned out to hold, by position."""
+    """Where the chips of one split were cut and what they turned out to hold, by position."""
 
+    crs: Sequence[str]
+    """(chip,) CRS of each chip, as "EPSG:4326" or WKT; empty without one."""
+    row_off: npt.NDArray[np.int64]
+    """(chip,) first row in the scene."""
+    col_off: npt.NDArray[np.int64]
+    """(chip,) first column in the scene."""
+    window_size: npt.NDArray[np.int64]
+    """(chip,) rows and columns of the scene that became the chip; 0 for a chip without pixels."""
+    transform: npt.NDArray[np.float64]
+    """(chip, 6) affine coefficients a, b, c, d, e, f of each chip's own grid; (c, f) is its upper left corner. NaN for
+    a chip without pixels."""
     valid_fraction: npt.NDArray[np.float32]
     """(chip,) share of the pixels whose label is not 255, 0 to 1."""
     class_fraction: npt.NDArray[np.float32]
     """(chip, class) share of each class in those pixels, 0 to 1; 0 where there are none."""
-    written: npt.NDArray[np.bool_]
-    """(chip,) False for chips of a scene that could not be read."""
+    status: npt.NDArray[np.uint8]
+    """(chip,) CHIP_WRITTEN, CHIP_UNREAD or CHIP_DROPPED."""
+
+    @classmethod
+    def empty(cls, chips: int, classes: int) -> "SplitResult":
+        """Of chips that are still to be cut."""
+        return cls(
+            crs=[""] * chips,
+            row_off=np.zeros(chips, np.int64),
+            col_off=np.zeros(chips, np.int64),
+            window_size=np.zeros(chips, np.int64),
+            transform=np.full((chips, 6), np.nan),
+            valid_fraction=np.zeros(chips, np.float32),
+            class_fraction=np.zeros((chips, classes), np.float32),
+            status=np.full(chips, CHIP_UNREAD, np.uint8),
+        )
 
 
 def create_chip_store(
@@ -97,7 +118,7 @@ def create_chip_store(
         attributes={"format_version": FORMAT_VERSION, **attributes, "complete": False},
     )
     # CF conventions 1.11, section 5: xarray carries these along with the pixels.
-    origin = {"coordinates": "scene_id row_off col_off x0 y0 crs"}
+    origin = {"coordinates": "scene_id row_off col_off window_size x0 y0 crs"}
     label_attributes = {
         **origin,
         "long_name": "class",
@@ -117,25 +138,28 @@ def create_chip_store(
             attributes=label_attributes,
         )  # fmt: skip
         write_small(group, "scene_id", layout.scene_id, ("chip",))
-        write_small(group, "row_off", layout.row_off, ("chip",), {"long_name": "first row in the scene"})
-        write_small(group, "col_off", layout.col_off, ("chip",), {"long_name": "first column in the scene"})
-        write_small(group, "x0", layout.transform[:, 2].copy(), ("chip",), {"long_name": "x of the upper left corner"})
-        write_small(group, "y0", layout.transform[:, 5].copy(), ("chip",), {"long_name": "y of the upper left corner"})
-        write_small(group, "transform", layout.transform, ("chip", "coefficient"))
-        write_small(group, "crs", layout.crs, ("chip",))
-        _write_result(group, SplitResult(
-            valid_fraction=np.zeros(chips, np.float32),
-            class_fraction=np.zeros((chips, len(classes)), np.float32),
-            written=np.zeros(chips, np.bool_),
-        ))  # fmt: skip
+        _write_result(group, SplitResult.empty(chips, len(classes)))
     consolidate(building)
     building.rename(path)
 
 
 def _write_result(group: zarr.Group, result: SplitResult) -> None:
-    write_small(group, "valid_fraction", result.valid_fraction, ("chip",))
+    along = ("chip",)
+    write_small(group, "crs", result.crs, along)
+    write_small(group, "row_off", result.row_off, along, {"long_name": "first row in the scene"})
+    write_small(group, "col_off", result.col_off, along, {"long_name": "first column in the scene"})
+    write_small(
+        group, "window_size", result.window_size, along, {"long_name": "rows and columns of the scene", "units": "1"}
+    )
+    write_small(group, "x0", result.transform[:, 2].copy(), along, {"long_name": "x of the upper left corner"})
+    write_small(group, "y0", result.transform[:, 5].copy(), along, {"long_name": "y of the upper left corner"})
+    write_small(group, "transform", result.transform, ("chip", "coefficient"))
+    write_small(group, "valid_fraction", result.valid_fraction, along)
     write_small(group, "class_fraction", result.class_fraction, ("chip", "class"))
-    write_small(group, "written", result.written, ("chip",))
+    write_small(group, "written", result.status == CHIP_WRITTEN, along)
+    # CF conventions 1.11, section 3.5.
+    meanings = {"flag_values": [CHIP_WRITTEN, CHIP_UNREAD, CHIP_DROPPED], "flag_meanings": "written unread dropped"}
+    write_small(group, "status", result.status, along, meanings)
 
 
 def write_shard(
@@ -150,16 +174,42 @@ def write_shard(
         image_cbhw: (chip, band, height, width) in the store's dtype.
         label_chw: (chip, height, width) class ids and 255.
 
+        Both arrays must not be changed afterwards.
+
     Returns:
         Bytes on disk.
+
+    Raises:
+        WorkError: when the disk is full.
     """
     stop = start + len(image_cbhw)
     for name, pixels in (("image", image_cbhw), ("label", label_chw)):
         array = open_tensorstore(path / split / name)
-        with tensorstore.Transaction() as transaction:
-            array.with_transaction(transaction)[start:stop].write(pixels).result()
-    shard = start // array.chunk_layout.write_chunk.shape[0]
-    return sum((path / split / name).stat().st_size for name in (f"image/c.{shard}.0.0.0", f"label/c.{shard}.0.0"))
+        try:
+            with tensorstore.Transaction() as transaction:
+                # The pixels are encoded from where they are: a copy would cost a tenth of the encoding.
+                array.with_transaction(transaction)[start:stop].write(
+                    pixels, can_reference_source_data_indefinitely=True
+                ).result()
+        except ValueError as error:
+            if is_disk_full(error):
+                raise disk_full(path) from None
+            raise
+    number = start // array.chunk_layout.write_chunk.shape[0]
+    return sum(file.stat().st_size for file in shard_files(path, split, number))
+
+
+def shard_files(path: Path, split: str, number: int) -> tuple[Path, Path]:
+    """The two files of the shard with a number: of the image, of the label."""
+    return path / split / "image" / f"c.{number}.0.0.0", path / split / "label" / f"c.{number}.0.0"
+
+
+def shards_there(path: Path, split: str) -> set[int]:
+    """Numbers of the split's shards both of whose files are on disk."""
+    numbers = [
+        {int(file.name.split(".")[1]) for file in (path / split / name).glob("c.*.0")} for name in ("image", "label")
+    ]
+    return numbers[0] & numbers[1]
 
 
 def sweep_locks(path: Path) -> None:
@@ -224,9 +274,17 @@ class ChipStore:
         return np.flatnonzero(np.asarray(self._group(split)["written"][...])).astype(np.int64)  # type: ignore[index]
 
     def missing_shards(self, split: str) -> int:
-        """How many of the split's shard files are not there, as after a copy that was cut short.
+        """How many of the split's shards lack a file, as after a copy that was cut short.
 
         No reader of Zarr says so: what a missing shard held reads as the fill value.
+
+        Raises:
+            InputError: when the store has no such split.
+        """
+        return len(set(range(len(self.shards(split)))) - shards_there(self.path, split))
+
+    def shards(self, split: str) -> list[range]:
+        """The positions that each of the split's shards holds, in order; the last one may be shorter.
 
         Raises:
             InputError: when the store has no such split.
@@ -234,22 +292,29 @@ class ChipStore:
         image = self._group(split)["image"]
         assert isinstance(image, zarr.Array)
         assert image.shards is not None
-        shards = -(-image.shape[0] // image.shards[0])
-        there = sum(len(list((self.path / split / name).glob("c.*.0"))) for name in ("image", "label"))
-        return 2 * shards - there
+        chips, shard = image.shape[0], image.shards[0]
+        return [range(start, min(start + shard, chips)) for start in range(0, chips, shard)]
 
-    def table(self, split: str) -> pd.DataFrame:
-        """One row a chip: scene_id, row_off, col_off, x0, y0, crs, valid_fraction and written.
+    def arrays(self, split: str, *names: str) -> dict[str, npt.NDArray[Any]]:
+        """Some of the split's small arrays whole, by name; text as Python strings.
 
         Raises:
             InputError: when the store has no such split.
         """
         group = self._group(split)
-        names = ("scene_id", "row_off", "col_off", "x0", "y0", "crs", "valid_fraction", "written")
-        columns = {name: np.asarray(group[name][...]) for name in names}  # type: ignore[index]
-        for name in ("scene_id", "crs"):
-            columns[name] = columns[name].astype(object)
-        return pd.DataFrame(columns)
+        arrays = {name: np.asarray(group[name][...]) for name in names}  # type: ignore[index]
+        return {name: values.astype(object) if values.dtype.kind == "T" else values for name, values in arrays.items()}
+
+    def table(self, split: str) -> pd.DataFrame:
+        """One row a chip: where it is from, crs, valid_fraction, written and status; see `SplitResult`.
+
+        Raises:
+            InputError: when the store has no such split.
+        """
+        names = (
+            "scene_id", "row_off", "col_off", "window_size", "x0", "y0", "crs", "valid_fraction", "written", "status"
+        )  # fmt: skip
+        return pd.DataFrame(self.arrays(split, *names))
 
     def read(
         self,

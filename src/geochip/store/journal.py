@@ -5,17 +5,18 @@ made from, then a record for every finished task. It stands beside the store and
 do not depend on the order in which tasks finished.
 """
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+import weakref
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from geochip.errors import InputError
-from geochip.files import make_directory, write_durably
+from geochip.files import disk_full, is_disk_full, make_directory, writing_durably
+from geochip.store.lock import StoreLock
 
 
 def journal_path(store: Path) -> Path:
@@ -23,22 +24,38 @@ def journal_path(store: Path) -> Path:
     return store.with_name(f"{store.name}.journal")
 
 
-def make_header(settings: Mapping[str, Any], scenes: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+def make_header(
+    settings: Mapping[str, Any], scenes: Mapping[str, Mapping[str, str | None]], **extra: Any
+) -> dict[str, Any]:
     """The header of a store's journal: what the store is made from.
 
     Args:
         settings: the settings that decide what the store holds, by the name that a person knows them by.
-        scenes: of each scene, by its name, a digest of its "header" and of its "content".
+        scenes: of each scene, by its name, a digest of its "header" and of its "content"; None for what could not be
+            read.
+        extra: what else a later run shall know, JSON-ready. It makes no other store when it changes.
 
     Returns:
-        Both, and under "fingerprint" the SHA-256 of the settings and the scenes' headers. The contents are left out of
-        it: a file that was mended makes no other store.
+        All of it, and under "fingerprint" the SHA-256 of the settings and the scenes' headers. The contents are left
+        out of it: a file that was mended makes no other store.
     """
     # As it will be read back: lists and tuples are one.
-    content: dict[str, Any] = json.loads(json.dumps({"settings": settings, "scenes": scenes}))
-    headers = {name: digests["header"] for name, digests in content["scenes"].items()}
-    digest = hashlib.sha256(json.dumps([content["settings"], headers], sort_keys=True).encode()).hexdigest()
-    return {**content, "fingerprint": digest}
+    content: dict[str, Any] = json.loads(json.dumps({**extra, "settings": settings, "scenes": scenes}))
+    return {**content, "fingerprint": _fingerprint(content)}
+
+
+def _fingerprint(header: Mapping[str, Any]) -> str:
+    headers = {name: digests["header"] for name, digests in header["scenes"].items()}
+    return hashlib.sha256(json.dumps([header["settings"], headers], sort_keys=True).encode()).hexdigest()
+
+
+def read_header(store: Path) -> dict[str, Any] | None:
+    """The header of a store's journal; None when there is no journal, or none whose header was written whole."""
+    try:
+        with journal_path(store).open("rb") as file:
+            return _document(file.readline())
+    except FileNotFoundError:
+        return None
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any], unread: Collection[str] = ()) -> str | None:
@@ -47,48 +64,120 @@ def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any], unread: 
     Args:
         old: what a store was begun with.
         new: what it would be continued with.
-        unread: names of scenes that could not be read so far, whose content may be another one by now.
+        unread: names of scenes that could not be read so far, whose content may be another one by now. A scene whose
+            header could not be read before may have any by now.
     """
+    was, now = old["settings"], new["settings"]
     differences = [
-        f"{name} was {was!r}, now {now!r}"
-        for name, now in new["settings"].items()
-        if (was := old["settings"].get(name)) != now
+        f"{name} was {was.get(name)!r}, now {now.get(name)!r}"
+        for name in {**now, **was}
+        if was.get(name) != now.get(name)
     ]
     before, after = old["scenes"], new["scenes"]
-    changed = [
-        name
-        for name in after
-        if name in before
-        and (before[name]["header"] != after[name]["header"] or (before[name] != after[name] and name not in unread))
-    ]
+    changed, unreadable = [], []
+    for name in after:
+        if name not in before or before[name] == after[name] or before[name]["header"] is None:
+            continue
+        if None in after[name].values():
+            if name not in unread and before[name]["content"] is not None:
+                unreadable.append(name)
+        elif before[name]["header"] != after[name]["header"] or (
+            name not in unread and before[name]["content"] is not None
+        ):
+            changed.append(name)
     for words, names in (
         ("not there before", [name for name in after if name not in before]),
         ("gone", [name for name in before if name not in after]),
         ("changed", changed),
+        ("readable before and not now", unreadable),
     ):
         if names:
             shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             differences.append(f"{len(names)} scene{'s' if len(names) > 1 else ''} {words}: {shown}")
-    if not differences and old.get("fingerprint") != new["fingerprint"]:
+    if not differences and old.get("fingerprint") != _fingerprint(old):
         return "it was made by another version of geochip"
     return "; ".join(differences) or None
 
 
-class Journal:
-    """Records of finished tasks, kept on disk; see `Journal.open`."""
+class Records(Mapping[str, dict[str, Any]]):
+    """The records of a journal by key, each read from the file when it is asked for.
 
-    def __init__(self, path: Path, header: dict[str, Any], records: dict[str, dict[str, Any]], good_bytes: int) -> None:
+    Fifty thousand of them would fill gigabytes as Python objects: kept is where each one stands.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """An index of the file at `path`, without entries yet; also when there is no such file."""
+        self.unread: set[str] = set()
+        """Keys of the records whose "unread" names scenes."""
+        self._places: dict[str, tuple[int, int]] = {}
+        self._handle = -1
+        try:
+            # Its own handle: the records stay readable when the journal is closed.
+            self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        weakref.finalize(self, os.close, self._handle)
+
+    def note(self, document: Mapping[str, Any], start: int, length: int) -> None:
+        """Note a record that stands in the file; it takes the place of an older one with its key.
+
+        Args:
+            document: the record, with its "key".
+            start: its first byte in the file.
+            length: its bytes.
+        """
+        key = document["key"]
+        self._places[key] = (start, length)
+        if document.get("unread"):
+            self.unread.add(key)
+        else:
+            self.unread.discard(key)
+
+    def line(self, key: str) -> bytes:
+        """The record as it stands in the file, its key and the end of the line included."""
+        start, length = self._places[key]
+        return os.pread(self._handle, length, start)
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(self.line(key))
+        del record["key"]
+        return record
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} records>"
+
+
+class Journal:
+    """Records of finished tasks, kept on disk; see `Journal.of_store`."""
+
+    def __init__(
+        self, path: Path, header: dict[str, Any], records: Records, good_bytes: int, lock: StoreLock | None = None
+    ) -> None:
         self.path = path
         self.header = header
+        """What the store is made from, and what earlier runs noted beside that."""
         self.records = records
         """What is known of each finished task, by its key."""
-        self._file = path.open("r+b")
+        self._lock = lock
+        # Unbuffered: what a full disk did not take is not tried again when the file is closed.
+        self._file = path.open("r+b", buffering=0)
         # A record that a kill cut short is taken back, so that the next one begins on a line of its own.
         self._file.truncate(good_bytes)
-        self._file.seek(good_bytes)
+        self._size = self._file.seek(good_bytes)
 
     @classmethod
-    def open(cls, path: Path, header: dict[str, Any], *, store: Path, option: str) -> "Journal":
+    def open(
+        cls, path: Path, header: dict[str, Any], *, store: Path, option: str, lock: StoreLock | None = None
+    ) -> "Journal":
         """Begin a journal, or go on with one that was made from the same things.
 
         Args:
@@ -96,33 +185,37 @@ class Journal:
             header: of `make_header`.
             store: the store, for the error.
             option: the key of the run file that names the store, for the error.
+            lock: of the store, held already; given back when the journal is closed.
 
         Raises:
             InputError: when there is a journal of something else.
+            WorkError: when the disk is full.
         """
         known, records, good_bytes = read_journal(path)
         if known is None:
-            write_durably(path, _line(header))
-            return cls(path, header, {}, path.stat().st_size)
-        unread = {name for record in records.values() for name in record.get("unread", ())}
+            _rewrite(path, header, records, [])
+            _, records, good_bytes = read_journal(path)
+            return cls(path, header, records, good_bytes, lock)
+        unread = {name for key in records.unread for name in records[key]["unread"]}
         if difference := describe_difference(known, header, unread):
             raise InputError(
                 f"{option}: {store} was made from something else: {difference}; "
                 f"choose another run_dir or --{option}, or remove it to make it anew"
             )
+        # What an earlier run noted for later ones stays, until it is noted anew.
+        header = {**known, **header}
         if known != header:
             # A file was mended: from now on its content is what must not change, and what was made of its old one is
             # not done.
             changed = {name for name, digests in header["scenes"].items() if known["scenes"][name] != digests}
-            records = {key: record for key, record in records.items() if changed.isdisjoint(record.get("scenes", ()))}
-            lines = [_line(header), *(_line({"key": key, **record}) for key, record in records.items())]
-            write_durably(path, b"".join(lines))
-            good_bytes = path.stat().st_size
-        return cls(path, header, records, good_bytes)
+            kept = [key for key in records if not changed or changed.isdisjoint(records[key].get("scenes", ()))]
+            _rewrite(path, header, records, kept)
+            _, records, good_bytes = read_journal(path)
+        return cls(path, header, records, good_bytes, lock)
 
     @classmethod
     def of_store(cls, store: Path, header: dict[str, Any], *, option: str) -> "Journal":
-        """Begin or continue the journal of a store; see `open`.
+        """Begin or continue the journal of a store, and hold the store's lock until it is closed; see `open`.
 
         Args:
             store: the store, which exists or will be made when this has returned.
@@ -130,41 +223,65 @@ class Journal:
             option: the key of the run file that names the store, for the errors.
 
         Raises:
-            InputError: when the store was made from something else, has no journal, or is none.
+            InputError: when the store was made from something else, has no journal, is none, or is being written by
+                another process.
+            WorkError: when the disk is full.
         """
         path = journal_path(store)
         if store.exists() and not (store / "zarr.json").is_file():
             raise InputError(f"{option}: {store} exists and is no Zarr store; choose another --{option}")
-        if store.exists() and not path.exists():
-            raise InputError(
-                f"{option}: {store} exists, but {path.name} beside it does not, so it cannot be continued; "
-                f"remove it, or choose another run_dir or --{option}"
-            )
         make_directory(path.parent, "run_dir")
-        if path.exists() and not store.exists():
-            # The store was removed to be made anew: its journal speaks of nothing any more.
-            path.unlink()
-        return cls.open(path, header, store=store, option=option)
+        lock = StoreLock(store, option)
+        lock.acquire()
+        try:
+            if store.exists() and not path.exists():
+                raise InputError(
+                    f"{option}: {store} exists, but {path.name} beside it does not, so it cannot be continued; "
+                    f"remove it, or choose another run_dir or --{option}"
+                )
+            if path.exists() and not store.exists():
+                # The store was removed to be made anew: its journal speaks of nothing any more.
+                path.unlink()
+            return cls.open(path, header, store=store, option=option, lock=lock)
+        except BaseException:
+            lock.release()
+            raise
 
-    def append(self, key: str, record: dict[str, Any]) -> None:
+    def append(self, key: str, record: Mapping[str, Any]) -> None:
         """Record a finished task; it is on disk when this returns.
 
         Args:
             key: of the task.
             record: JSON-ready. "scenes" in it names the scenes that it is made of, "unread" those of them that could
                 not be read: their files may be mended.
-        """
-        self.records[key] = record
-        self._write({"key": key, **record})
 
-    def _write(self, document: dict[str, Any]) -> None:
-        self._file.write(_line(document))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        Raises:
+            WorkError: when the disk is full, or another process has taken the store over; the journal is as it was.
+        """
+        if self._lock is not None:
+            self._lock.check()
+        document = {"key": key, **record}
+        line = _line(document)
+        try:
+            done = 0
+            while done < len(line):
+                done += self._file.write(line[done:])
+            os.fsync(self._file.fileno())
+        except BaseException as error:
+            # Also after a Ctrl-C: half a line would join the next one.
+            self._file.truncate(self._size)
+            self._file.seek(self._size)
+            if isinstance(error, OSError) and is_disk_full(error):
+                raise disk_full(self.path) from None
+            raise
+        self.records.note(document, self._size, len(line))
+        self._size += len(line)
 
     def close(self) -> None:
-        """Close the file; the records stay readable."""
+        """Close the file and give the store's lock back; the records stay readable."""
         self._file.close()
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -175,11 +292,20 @@ class Journal:
         self.close()
 
 
-def _line(document: dict[str, Any]) -> bytes:
+def _line(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
-def read_journal(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], int]:
+def _document(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None when it was not written whole."""
+    try:
+        document = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def read_journal(path: Path) -> tuple[dict[str, Any] | None, Records, int]:
     """Read a journal without changing it.
 
     Returns:
@@ -187,19 +313,35 @@ def read_journal(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str,
         last one of a key counts), and the number of bytes up to the end of the last whole line.
     """
     header: dict[str, Any] | None = None
-    records: dict[str, dict[str, Any]] = {}
+    records = Records(path)
     good_bytes = 0
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+    if not path.exists():
+        return header, records, good_bytes
+    with path.open("rb") as file:
         for line in file:
-            try:
-                document = json.loads(line) if line.endswith(b"\n") else None
-            except json.JSONDecodeError:
-                document = None
-            if not isinstance(document, dict):
+            document = _document(line)
+            if document is None or (header is not None and "key" not in document):
                 break
-            good_bytes += len(line)
             if header is None:
                 header = document
             else:
-                records[document.pop("key")] = document
+                records.note(document, good_bytes, len(line))
+            good_bytes += len(line)
     return header, records, good_bytes
+
+
+def _rewrite(path: Path, header: Mapping[str, Any], records: Records, keys: Collection[str]) -> None:
+    """Write a journal anew with some of its records; the old one stays until the new one is complete.
+
+    Raises:
+        WorkError: when the disk is full.
+    """
+    try:
+        with writing_durably(path) as file:
+            file.write(_line(header))
+            for key in keys:
+                file.write(records.line(key))
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(path) from None
+        raise

@@ -1,126 +1,12 @@
-"""The run file: one YAML file that every command reads, each key of which a command-line flag can override.
+"""The other sections, and the whole."""
 
-The dataclasses below are the grammar: field names are the keys, the line under a field is its help text, and
-`__post_init__` holds what a value may be. jsonargparse turns them into flags, YAML and `--print_config`.
-"""
-
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from geochip.errors import InputError
-
-Device = Literal["auto", "cpu", "cuda"]
-
-IGNORE = 255
-"""Label and prediction value of pixels that count for nothing: nodata, or outside the scene."""
-PROBABILITY_STEPS = 254
-"""A probability of 1 is stored as this number; 255 is left for nodata."""
-
-
-def _check(*rules: tuple[bool, str, object, str]) -> None:
-    """Raise one `InputError` with a line for each rule (holds, key, value, what is allowed) that does not hold."""
-    broken = [f"{key}: {value!r} is not allowed: {allowed}" for holds, key, value, allowed in rules if not holds]
-    if broken:
-        raise InputError("\n".join(broken))
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Where the scenes and their labels are, and what the labels mean."""
-
-    root: str = "data"
-    """Directory that the templates below are relative to."""
-    image: str = "{split}/RGB-PanSharpen_AOI_2_Vegas_img{id}.tif"
-    """Template of the images' paths: {split} is a split's name, {id} becomes the scene's id."""
-    label: str = "{split}/buildings_AOI_2_Vegas_img{id}.geojson"
-    """Template of the labels' paths, filled with the image's split and id."""
-    splits: tuple[str, ...] = ("train", "val", "test")
-    """Splits to look for; each becomes a group of the chip store."""
-    bands: tuple[int, ...] | None = None
-    """Bands to use, in this order, counted from 1 as GDAL does; null: all but an alpha band."""
-    classes: tuple[str, ...] = ("background", "building")
-    """Class names; a class's place in this list is its id, the first is what lies under no geometry."""
-    class_property: str | None = None
-    """Property of a label's features that holds the class name; null: every geometry is of the second class."""
-    max_bad_scenes: int = 0
-    """So many scenes may be unreadable before a command ends with exit code 1; they are set aside and named anyway."""
-
-    def __post_init__(self) -> None:
-        names = [*self.splits, *self.classes]
-        bands = self.bands
-        _check(
-            ("{id}" in self.image, "data.image", self.image, "must contain {id}"),
-            ("{id}" in self.label, "data.label", self.label, "must contain {id}"),
-            *(
-                (
-                    not re.search(r"\{(?!split\}|id\})", template),
-                    key,
-                    template,
-                    "only {split} and {id} can be filled in, there is another opening brace",
-                )
-                for key, template in (("data.image", self.image), ("data.label", self.label))
-            ),
-            (
-                "{split}" in self.image or len(self.splits) == 1,
-                "data.image",
-                self.image,
-                "must contain {split} when there are several splits, else each would hold the same scenes",
-            ),
-            (bool(self.splits), "data.splits", self.splits, "must name at least one split"),
-            (len(set(self.splits)) == len(self.splits), "data.splits", self.splits, "must not name a split twice"),
-            (
-                all(re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) for name in self.splits),
-                "data.splits",
-                self.splits,
-                "a split's name is made of letters, digits, '_', '-' and '.'",
-            ),
-            (2 <= len(self.classes) <= 255, "data.classes", self.classes, "must be 2 to 255 names, background first"),
-            (len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "must not name a class twice"),
-            (all(names), "data.classes, data.splits", names, "a name must not be empty"),
-            (
-                self.class_property is not None or len(self.classes) <= 2,
-                "data.class_property",
-                self.class_property,
-                f"must name the property that tells the {len(self.classes) - 1} classes of geometries apart",
-            ),
-            (
-                bands is None or (len(bands) > 0 and min(bands) >= 1),
-                "data.bands",
-                bands,
-                "must be band numbers of at least 1, or null for all",
-            ),
-            (
-                bands is None or len(set(bands)) == len(bands),
-                "data.bands",
-                bands,
-                "must not name a band twice",
-            ),
-            (self.max_bad_scenes >= 0, "data.max_bad_scenes", self.max_bad_scenes, "must be at least 0"),
-        )
-
-
-@dataclass(frozen=True)
-class ChipsConfig:
-    """How chips are cut from the scenes."""
-
-    size: int = 300
-    """Height and width of a chip, in pixels of the scene: chips are never resized."""
-    per_scene: int = 5
-    """Random windows drawn from each scene, wholly inside it and no two alike."""
-    seed: int = 0
-    """Seed of the windows; a scene's windows depend on it and on the scene's id alone."""
-    store: str | None = None
-    """Path of the chip store; null: chips.zarr in run_dir."""
-
-    def __post_init__(self) -> None:
-        _check(
-            (1 <= self.size <= 16384, "chips.size", self.size, "must be 1 to 16384 pixels"),
-            (1 <= self.per_scene <= 100_000, "chips.per_scene", self.per_scene, "must be 1 to 100000"),
-            (self.seed >= 0, "chips.seed", self.seed, "must be at least 0"),
-        )
+from geochip.config._chips import ChipsConfig
+from geochip.config._data import DataConfig, LabelsConfig, SplitConfig
+from geochip.config._rules import Device, check
 
 
 @dataclass(frozen=True)
@@ -164,7 +50,7 @@ class TrainConfig:
     """Where to compute; auto: a GPU for each local rank where there is one, else the CPU."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             (self.epochs >= 1, "train.epochs", self.epochs, "must be at least 1"),
             (self.batch_size >= 1, "train.batch_size", self.batch_size, "must be at least 1"),
             (0 < self.lr < float("inf"), "train.lr", self.lr, "must be greater than 0"),
@@ -200,7 +86,7 @@ class InferConfig:
     """Path of the prediction store; null: predictions.zarr in run_dir."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             (self.window is None or self.window >= 1, "infer.window", self.window, "must be at least 1, or null"),
             (self.stride is None or self.stride >= 1, "infer.stride", self.stride, "must be at least 1, or null"),
             (
@@ -226,7 +112,7 @@ class ClusterConfig:
     """Address of the running scheduler, such as tcp://10.0.0.1:8786, for kind: address."""
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             (self.workers is None or self.workers >= 1, "cluster.workers", self.workers, "must be at least 1, or null"),
             (
                 self.kind != "address" or bool(self.address),
@@ -245,6 +131,10 @@ class RunConfig:
     """Directory of everything that the run makes."""
     data: DataConfig = DataConfig()
     """Scenes and labels."""
+    labels: LabelsConfig = LabelsConfig()
+    """How labels become class ids."""
+    split: SplitConfig = SplitConfig()
+    """Which scene belongs to which split."""
     chips: ChipsConfig = ChipsConfig()
     """Chips."""
     model: ModelConfig = ModelConfig()
@@ -257,11 +147,54 @@ class RunConfig:
     """Dask cluster."""
 
     def __post_init__(self) -> None:
-        splits = f"must be one of data.splits: {', '.join(self.data.splits)}"
+        data, labels, chips = self.data, self.labels, self.chips
+        splits, classes = (f"must be one of {key}: {', '.join(names)}" for key, names in (
+            ("data.splits", data.splits), ("data.classes", data.classes),
+        ))  # fmt: skip
+        aoi_divides = self.chips.aoi is not None and "{split}" in self.chips.aoi
+        named: list[tuple[str, object, set[str]]] = [
+            ("labels.class_map", labels.class_map, set((labels.class_map or {}).values())),
+            ("labels.priority", labels.priority, set(labels.priority)),
+            ("labels.buffer", labels.buffer, set(labels.buffer) if isinstance(labels.buffer, dict) else set()),
+            ("chips.target_classes", chips.target_classes, set(chips.target_classes)),
+        ]
         # The other splits are looked at by the commands that use them: no test split is needed to train.
-        _check(
+        check(
             (bool(self.run_dir), "run_dir", self.run_dir, "must not be empty"),
-            (self.train.split in self.data.splits, "train.split", self.train.split, splits),
+            (self.train.split in data.splits, "train.split", self.train.split, splits),
+            (
+                "{split}" in data.image or len(data.splits) == 1 or aoi_divides or self.split.by != "directories",
+                "data.image",
+                data.image,
+                "must contain {split} when there are several splits, else each would hold the same scenes; or say with "
+                "split.by how to divide them, or with {split} in chips.aoi",
+            ),
+            *(
+                (
+                    self.split.by != "blocks" or "{split}" not in template,
+                    key,
+                    template,
+                    "must not contain {split} when split.by: blocks makes the splits",
+                )
+                for key, template in (
+                    ("data.image", data.image),
+                    ("data.label", data.label),
+                    *(("data.stack", template) for template in data.stack),
+                )
+            ),
+            (
+                set(self.split.fractions or data.splits) == set(data.splits),
+                "split.fractions",
+                self.split.fractions,
+                f"must give a share to each of data.splits: {', '.join(data.splits)}",
+            ),
+            (
+                labels.class_property is not None or len(data.classes) <= 2 or data.raster_labels,
+                "labels.class_property",
+                labels.class_property,
+                f"must name the property that tells the {len(data.classes) - 1} classes of geometries apart",
+            ),
+            *((names <= set(data.classes), key, value, classes) for key, value, names in named),
         )
 
     @property
@@ -273,6 +206,11 @@ class RunConfig:
     def catalogue_path(self) -> Path:
         """The scene catalogue (GeoParquet), beside the chip store."""
         return self.chip_store.parent / "scenes.parquet"
+
+    @property
+    def chip_table_path(self) -> Path:
+        """Footprints of the chips and what they hold (GeoParquet), beside the chip store."""
+        return self.chip_store.parent / "chips.parquet"
 
     @property
     def train_dir(self) -> Path:
@@ -299,8 +237,3 @@ class RunConfig:
     def eval_path(self) -> Path:
         """The scores."""
         return Path(self.run_dir) / "eval.json"
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use: what Slurm or taskset left it, not what the machine has."""
-    return len(os.sched_getaffinity(0))

@@ -1,0 +1,296 @@
+"""What a Dask worker does to fill a shard: read scenes, draw labels, choose windows, cut, write once.
+
+Shapes in names: c = chip, b = band, h = row, w = column.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from geochip.config import IGNORE, ChipsConfig
+from geochip.labels import Grid, LabelError, LabelRules, SceneLabel
+from geochip.plan import ChipTask, Cut, PlannedScene
+from geochip.sampling import candidates_of, scene_generator
+from geochip.scenes import Scene, SceneError, SceneReader
+from geochip.statistics import BandCounter
+from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, write_shard
+from geochip.windows import Window
+
+Record = dict[str, Any]
+
+NO_WINDOW = (0, 0, 0)
+"""What a chip without pixels has for row_off, col_off and the size of its window."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipJob:
+    """What all tasks of a run share."""
+
+    store: str
+    """Path of the store."""
+    chips: ChipsConfig
+    rules: LabelRules
+    labels: tuple[tuple[str, str], ...]
+    """(label, what to read instead): copies with a spatial index, of labels that are too large to be read whole."""
+    bands: int
+    dtype: str
+    nodata: float | None
+    """The store's nodata value, for pixels that are invalid in a scene with another one."""
+    statistics_of: str
+    """Split whose band values are counted, for the normalisation."""
+
+
+def fill_shards(job: ChipJob, tasks: Sequence[ChipTask]) -> list[Record]:
+    """Fill some shards, one after the other; see `fill_shard`."""
+    return [fill_shard(job, task) for task in tasks]
+
+
+def fill_shard(job: ChipJob, task: ChipTask) -> Record:
+    """Fill one shard.
+
+    Returns:
+        A record for the journal under its "key", by position where it is a list:
+
+        - "windows": [row_off, col_off, size] of each chip in its scene, `NO_WINDOW` for one without pixels;
+        - "status" and "written", "class_pixels" (pixels of each class);
+        - "statistics" of each band, as JSON; empty for a split that the normalisation does not look at;
+        - "bad": scenes that could not be read; "scenes": all scenes, "unread": those of them without pixels, by name;
+        - "mended": invalid geometries; "met": chips for which `chips.max_tries` windows did not suffice;
+        - "bytes" on disk and "seconds", where they went in "spent".
+    """
+    shard = _Shard(job, task)
+    started = time.perf_counter()
+    bad: list[Record] = []
+    at = 0
+    for cut in task.cuts:
+        stop = at + cut.stop - cut.first
+        try:
+            if cut.scene.usable:
+                shard.cut_scene(cut, at)
+        except (SceneError, LabelError) as error:
+            shard.give_up(at, stop)
+            scene = cut.scene.scene
+            assert scene is not None
+            bad.append(
+                {"scene_id": scene.scene_id, "split": scene.split, "path": scene.image, "reason": _reason(error, scene)}
+            )
+        except Exception as error:
+            error.add_note(f"while cutting scene {cut.scene.name} ({cut.scene.scene})")
+            raise
+        at = stop
+    shard.blank_the_rest()
+    counted = time.perf_counter()
+    size = write_shard(Path(job.store), task.split, task.start, shard.image_cbhw, shard.label_chw)
+    ended = time.perf_counter()
+    failed = {f"{one['split']}/{one['scene_id']}" for one in bad}
+    return {
+        "key": task.key,
+        **shard.record(),
+        "bad": bad,
+        "scenes": [cut.scene.name for cut in task.cuts],
+        "unread": [cut.scene.name for cut in task.cuts if cut.scene.name in failed or not cut.scene.usable],
+        "bytes": size,
+        "seconds": round(ended - started, 3),
+        "spent": {**{name: round(value, 4) for name, value in shard.spent.items()}, "write": round(ended - counted, 4)},
+    }
+
+
+def _reason(error: Exception, scene: Scene) -> str:
+    """What an error says, without the scene's id, which stands before it anyway."""
+    return str(error).removeprefix(f"scene {scene.scene_id}: ")
+
+
+class _Shard:
+    """The chips of one shard while they are being made."""
+
+    def __init__(self, job: ChipJob, task: ChipTask) -> None:
+        self.job, self.with_statistics = job, task.split == job.statistics_of
+        count, size = task.chips, job.chips.size
+        self.classes = len(job.rules.classes)
+        self.fill = 0 if job.nodata is None else job.nodata
+        self.image_cbhw = np.empty((count, job.bands, size, size), job.dtype)
+        self.label_chw = np.empty((count, size, size), np.uint8)
+        self.windows = np.zeros((count, 3), np.int64)
+        self.status = np.full(count, CHIP_UNREAD, np.uint8)
+        self.class_pixels = np.zeros((count, self.classes), np.int64)
+        self.statistics = [BandCounter() for _ in range(job.bands)]
+        self.mended = self.met = 0
+        self.spent = {"read": 0.0, "rasterize": 0.0, "statistics": 0.0}
+        self._instead = dict(job.labels)
+        self._resampled = job.chips.size if job.chips.size_range else None
+
+    def give_up(self, start: int, stop: int) -> None:
+        """Take back what was made of a scene that turned out to be unreadable."""
+        self.windows[start:stop] = NO_WINDOW
+        self.status[start:stop] = CHIP_UNREAD
+
+    def blank_the_rest(self) -> None:
+        """Give chips without pixels nodata, and 255 in the label."""
+        self.image_cbhw[self.status != CHIP_WRITTEN] = self.fill
+        self.label_chw[self.status != CHIP_WRITTEN] = IGNORE
+
+    def cut_scene(self, cut: Cut, at: int) -> None:
+        """Cut a scene's chips, the first of them to position `at` of the shard.
+
+        The image holds the scene's own pixels, bit for bit unless it is resampled; only where it is not valid does it
+        hold the store's nodata value instead of another one of the scene's. The label is 255 wherever the image is not
+        valid. What is wrong with the scene shows before any chip of it has been counted in the statistics.
+        """
+        scene, chips = cut.scene.scene, self.job.chips
+        assert scene is not None
+        assert scene.label is not None
+        places = candidates_of(
+            chips, scene_id=scene.scene_id, height=scene.height, width=scene.width, aoi=cut.scene.aoi
+        )[cut.first : cut.stop]
+        windows = [window for candidates in places for window in candidates]
+        if not windows:
+            self.status[at : at + cut.stop - cut.first] = CHIP_DROPPED
+            return
+        with ExitStack() as stack:
+            clock = time.perf_counter()
+            reader = stack.enter_context(SceneReader(scene))
+            pixels = scene_pixels(reader, [candidates[0] for candidates in places], self._resampled)
+            clock = self._spend("read", clock)
+            label = stack.enter_context(
+                SceneLabel(
+                    self._instead.get(scene.label, scene.label),
+                    Grid(height=scene.height, width=scene.width, transform=scene.transform, crs=scene.crs),
+                    self.job.rules,
+                    aoi=cut.scene.aoi,
+                    near=windows,
+                )
+            )
+            self._spend("rasterize", clock)
+            chosen = list(self._choose(cut, pixels, label, places, at))
+            self.mended += label.mended
+        part = self.status[at : at + cut.stop - cut.first]
+        part[part == CHIP_UNREAD] = CHIP_DROPPED
+        self._count(chosen)
+
+    def _spend(self, what: str, since: float) -> float:
+        now = time.perf_counter()
+        self.spent[what] += now - since
+        return now
+
+    def _choose(
+        self,
+        cut: Cut,
+        pixels: "_Pixels",
+        label: SceneLabel,
+        places: Sequence[Sequence[Window]],
+        at: int,
+    ) -> Iterator[int]:
+        """Fill the places of a scene; yields the positions that are filled."""
+        chips = self.job.chips
+        for number, candidates in enumerate(places):
+            position = at + number
+            luck = self._luck(cut.scene, cut.first + number, len(candidates))
+            for window, chance in zip(candidates, luck, strict=True):
+                image, chip_label = self.image_cbhw[position], self.label_chw[position]
+                clock = time.perf_counter()
+                chip_label[...] = label.read(window, self._resampled)
+                clock = self._spend("rasterize", clock)
+                # Without any target in sight the image, which takes the time, need not be read.
+                if chips.target_classes and chance >= chips.negative_rate and not self._targets(chip_label):
+                    continue
+                valid = pixels.read_into(window, image)
+                if not valid.all():
+                    chip_label[~valid] = IGNORE
+                    if self.job.nodata is not None:
+                        image[:, ~valid] = self.job.nodata
+                self._spend("read", clock)
+                if not chips.depend_on_content or self._fits(chip_label, chance):
+                    self.windows[position] = window.row_off, window.col_off, window.height
+                    self.status[position] = CHIP_WRITTEN
+                    yield position
+                    break
+            else:
+                self.met += chips.method == "random"
+
+    def _luck(self, planned: PlannedScene, place: int, tries: int) -> npt.NDArray[np.float64]:
+        """A number in [0, 1) for each try at a place, which decides on windows without targets."""
+        if not self.job.chips.target_classes:
+            return np.zeros(tries)
+        return scene_generator(self.job.chips.seed, f"{planned.scene_id}/negatives/{place}").random(tries)
+
+    def _targets(self, label_hw: npt.NDArray[np.uint8]) -> int:
+        """Number of pixels of the wanted classes."""
+        ids = [self.job.rules.classes.index(name) for name in self.job.chips.target_classes]
+        return int(np.isin(label_hw, ids).sum())
+
+    def _fits(self, label_hw: npt.NDArray[np.uint8], chance: float) -> bool:
+        """Whether a chip has enough valid pixels, and enough of the wanted classes among them or is kept without."""
+        chips = self.job.chips
+        valid = np.count_nonzero(label_hw != IGNORE)
+        if valid < chips.min_valid * label_hw.size:
+            return False
+        if not chips.target_classes or chance < chips.negative_rate:
+            return True
+        wanted = self._targets(label_hw)
+        return wanted >= max(1, chips.min_target_fraction * valid)
+
+    def _count(self, positions: Sequence[int]) -> None:
+        """Count the pixels of some chips that are filled."""
+        clock = time.perf_counter()
+        for position in positions:
+            label_hw = self.label_chw[position]
+            counts = np.bincount(label_hw.ravel(), minlength=IGNORE + 1)
+            self.class_pixels[position] = counts[: self.classes]
+            if not self.with_statistics:
+                continue
+            valid = None if not counts[IGNORE] else label_hw != IGNORE
+            for band_hw, statistics in zip(self.image_cbhw[position], self.statistics, strict=True):
+                statistics.add(band_hw, valid)
+        self._spend("statistics", clock)
+
+    def record(self) -> Record:
+        """What is known of the chips; see `fill_shard`."""
+        return {
+            "windows": self.windows.tolist(),
+            "status": self.status.tolist(),
+            "written": (self.status == CHIP_WRITTEN).tolist(),
+            "class_pixels": self.class_pixels.tolist(),
+            "statistics": [one.statistics().to_json() for one in self.statistics] if self.with_statistics else [],
+            "mended": self.mended,
+            "met": self.met,
+        }
+
+
+class _Pixels(Protocol):
+    """Where the pixels of a scene come from."""
+
+    def read_into(self, window: Window, image_bhw: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Read a window; returns (height, width) True where valid."""
+
+
+class _Whole:
+    """Has read the scene whole, and cuts from that."""
+
+    def __init__(self, reader: SceneReader, windows: Sequence[Window]) -> None:
+        scene = reader.scene
+        height = max(scene.height, *(window.row_stop for window in windows))
+        width = max(scene.width, *(window.col_stop for window in windows))
+        self._image, self._valid = reader.read(Window(row_off=0, col_off=0, height=height, width=width))
+
+    def read_into(self, window: Window, image_bhw: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        image_bhw[...] = self._image[:, *window.slices]
+        return self._valid[window.slices]
+
+
+def scene_pixels(reader: SceneReader, windows: Sequence[Window], resampled: int | None) -> _Pixels:
+    """Read the windows, or the whole scene at once where that is less.
+
+    Args:
+        reader: of the scene.
+        windows: that will most likely be read.
+        resampled: height and width of the chips when they differ from those of the windows.
+    """
+    if resampled is None and reader.reads_whole(windows):
+        return _Whole(reader, windows)
+    return reader

@@ -1,0 +1,27 @@
+"""The run file: one YAML file that every command reads, each key of which a command-line flag can override.
+
+The dataclasses below are the grammar: field names are the keys, the line under a field is its help text, and
+`__post_init__` holds what a value may be. jsonargparse turns them into flags, YAML and `--print_config`.
+"""
+
+from geochip.config._chips import ChipsConfig
+from geochip.config._data import RASTER_SUFFIXES, DataConfig, LabelsConfig, SplitConfig
+from geochip.config._rules import IGNORE, PROBABILITY_STEPS, Device, available_cpus
+from geochip.config._run import ClusterConfig, InferConfig, ModelConfig, RunConfig, TrainConfig
+
+__all__ = [
+    "IGNORE",
+    "PROBABILITY_STEPS",
+    "RASTER_SUFFIXES",
+    "ChipsConfig",
+    "ClusterConfig",
+    "DataConfig",
+    "Device",
+    "InferConfig",
+    "LabelsConfig",
+    "ModelConfig",
+    "RunConfig",
+    "SplitConfig",
+    "TrainConfig",
+    "available_cpus",
+]

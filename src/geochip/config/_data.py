@@ -1,0 +1,179 @@
+"""Sections of the run file about scenes, labels and splits."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from geochip.config._rules import Rule, check
+
+RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".img", ".png", ".jp2")
+"""A label whose file ends so is a raster of class values; any other is read as a vector file."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the scenes and their labels are."""
+
+    root: str = "data"
+    """Directory that the templates below are relative to."""
+    image: str = "{split}/RGB-PanSharpen_AOI_2_Vegas_img{id}.tif"
+    """Template of the images' paths: {split} is a split's name, {id} becomes the scene's id."""
+    stack: tuple[str, ...] = ()
+    """Templates of more images on the same pixel grid, filled with the image's split and id; their bands follow the
+    image's, and all become one data type."""
+    label: str = "{split}/buildings_AOI_2_Vegas_img{id}.geojson"
+    """Template of the labels' paths, filled with the image's split and id: vector files, or rasters of class values."""
+    splits: tuple[str, ...] = ("train", "val", "test")
+    """Splits to look for; each becomes a group of the chip store."""
+    bands: tuple[int, ...] | None = None
+    """Bands to use, in this order, counted from 1 as GDAL does and on through data.stack; null: all but alpha bands."""
+    classes: tuple[str, ...] = ("background", "building")
+    """Class names; a class's place in this list is its id, the first is what lies under no geometry."""
+    max_bad_scenes: int = 0
+    """So many scenes may be unreadable before a command ends with exit code 1; they are set aside and named anyway."""
+
+    def __post_init__(self) -> None:
+        names, bands = [*self.splits, *self.classes], self.bands
+        check(
+            *_template_rules("data.image", self.image),
+            *_template_rules("data.label", self.label),
+            *(rule for template in self.stack for rule in _template_rules("data.stack", template)),
+            (bool(self.splits), "data.splits", self.splits, "must name at least one split"),
+            (len(set(self.splits)) == len(self.splits), "data.splits", self.splits, "must not name a split twice"),
+            (
+                all(re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][A-Za-z0-9_.-]*", name) for name in self.splits),
+                "data.splits",
+                self.splits,
+                "a split's name is made of letters, digits, '_', '-' and '.'",
+            ),
+            (2 <= len(self.classes) <= 255, "data.classes", self.classes, "must be 2 to 255 names, background first"),
+            (len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "must not name a class twice"),
+            (all(names), "data.classes, data.splits", names, "a name must not be empty"),
+            (
+                bands is None or (len(bands) > 0 and min(bands) >= 1),
+                "data.bands",
+                bands,
+                "must be band numbers of at least 1, or null for all",
+            ),
+            (bands is None or len(set(bands)) == len(bands), "data.bands", bands, "must not name a band twice"),
+            (self.max_bad_scenes >= 0, "data.max_bad_scenes", self.max_bad_scenes, "must be at least 0"),
+        )
+
+    @property
+    def raster_labels(self) -> bool:
+        """Whether the labels are rasters of class values."""
+        return Path(self.label).suffix.lower() in RASTER_SUFFIXES
+
+
+def _template_rules(key: str, template: str) -> list[Rule]:
+    return [
+        ("{id}" in template, key, template, "must contain {id}"),
+        (
+            not re.search(r"\{(?!split\}|id\})", template),
+            key,
+            template,
+            "only {split} and {id} can be filled in, there is another opening brace",
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class LabelsConfig:
+    """How labels become class ids."""
+
+    class_property: str | None = None
+    """Property of a label's features that holds the class; null: every geometry is of the second class."""
+    class_map: dict[str | int, str] | None = None
+    """Class name for each value of class_property, or of a raster label's pixels: {residential: building, "2": road}.
+    null: the values are the class names; a raster's values are the class ids."""
+    ignore: tuple[str | int, ...] = ()
+    """Values of class_property, or of a raster label's pixels, whose pixels become 255 and count for nothing."""
+    priority: tuple[str, ...] = ()
+    """Class names, the most important first: where geometries overlap, the more important one wins; classes that are
+    not named come last. Among geometries of one class, and by default, the later one in the file wins."""
+    buffer: float | dict[str, float] = 0.0
+    """How far points and lines reach to either side, in buffer_units; one number for all, or one for each class:
+    {road: 3, path: 1}. 0: a line is one pixel wide."""
+    buffer_units: Literal["pixels", "metres"] = "pixels"
+    """Units of buffer; metres are metres on the ground, whatever the units of the CRS."""
+    all_touched: bool = False
+    """A pixel belongs to a geometry that touches it anywhere; false: to one that its centre lies in."""
+
+    def __post_init__(self) -> None:
+        # YAML reads 10 as a number, a GeoJSON may hold it as either: values are compared as text.
+        object.__setattr__(self, "ignore", tuple(map(str, self.ignore)))
+        if self.class_map is not None:
+            object.__setattr__(self, "class_map", {str(value): name for value, name in self.class_map.items()})
+        widths = self.buffer.values() if isinstance(self.buffer, dict) else [self.buffer]
+        both = sorted({str(value) for value in self.ignore} & {str(value) for value in self.class_map or {}})
+        check(
+            (
+                all(math.isfinite(width) and width >= 0 for width in widths),
+                "labels.buffer",
+                self.buffer,
+                "must be at least 0",
+            ),
+            (
+                self.class_map is None or bool(self.class_map),
+                "labels.class_map",
+                self.class_map,
+                "must map at least one value, or be null",
+            ),
+            (not both, "labels.ignore", tuple(both), "also stands in labels.class_map; a value is one or the other"),
+            (
+                len(set(self.priority)) == len(self.priority),
+                "labels.priority",
+                self.priority,
+                "must not name a class twice",
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Which scene belongs to which split."""
+
+    by: Literal["directories", "manifest", "blocks"] = "directories"
+    """directories: {split} in data.image; manifest: a column of a table; blocks: geochip divides the ground into
+    squares and gives each, with the scenes in it, to a split."""
+    manifest: str | None = None
+    """The table: CSV, GeoPackage or GeoParquet with a row a scene. Columns: the split's, and `scene_id` to fill the
+    templates with, or `image` (and `label`) with paths relative to data.root."""
+    column: str = "split"
+    """The manifest's column that names the split; scenes whose value is not among data.splits are left out."""
+    fractions: dict[str, float] | None = None
+    """For blocks: share of the blocks that each of data.splits gets; null: 0.8 for train.split, the others alike."""
+    block: float = 1000.0
+    """For blocks: side of a square, in metres."""
+    buffer: float | None = None
+    """For blocks: scenes of train.split that lie closer than this to a scene of another split are left out, in metres;
+    null: a chip's width."""
+    seed: int = 0
+    """For blocks: seed of which square goes to which split."""
+
+    def __post_init__(self) -> None:
+        shares = (self.fractions or {"train": 1}).values()
+        check(
+            (
+                self.by != "manifest" or bool(self.manifest),
+                "split.manifest",
+                self.manifest,
+                "must be the path of a table for split.by: manifest",
+            ),
+            (
+                all(share >= 0 for share in shares) and math.isclose(sum(shares), 1),
+                "split.fractions",
+                self.fractions,
+                "must be shares of at least 0 that add up to 1",
+            ),
+            (0 < self.block < math.inf, "split.block", self.block, "must be greater than 0"),
+            (
+                self.buffer is None or 0 <= self.buffer < math.inf,
+                "split.buffer",
+                self.buffer,
+                "must be at least 0, or null",
+            ),
+            (self.seed >= 0, "split.seed", self.seed, "must be at least 0"),
+        )

@@ -1,0 +1,28 @@
+"""What every section of the run file shares."""
+
+import os
+from typing import Literal
+
+from geochip.errors import InputError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+IGNORE = 255
+"""Label and prediction value of pixels that count for nothing: nodata, or outside the scene."""
+PROBABILITY_STEPS = 254
+"""A probability of 1 is stored as this number; 255 is left for nodata."""
+
+Rule = tuple[bool, str, object, str]
+"""(holds, key, value, what is allowed)"""
+
+
+def check(*rules: Rule) -> None:
+    """Raise one `InputError` with a line for each rule that does not hold."""
+    broken = [f"{key}: {value!r} is not allowed: {allowed}" for holds, key, value, allowed in rules if not holds]
+    if broken:
+        raise InputError("\n".join(broken))
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: what Slurm or taskset left it, not what the machine has."""
+    return len(os.sched_getaffinity(0))

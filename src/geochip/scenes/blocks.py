@@ -1,0 +1,186 @@
+"""Splits made by geochip: the ground is divided into squares, and each square goes to one split with all its scenes.
+
+Neighbouring scenes look alike: divided at random they would let a model be tested on what it was trained on. What is
+decided here depends on the scenes' headers and the configuration alone, so every command comes to the same division.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pyproj
+import shapely
+
+from geochip.config import RunConfig
+from geochip.errors import InputError
+from geochip.scenes.header import SetAside
+from geochip.scenes.reader import Scene
+from geochip.scenes.table import footprint
+
+# How far a CRS may be from true to scale: Web Mercator's metres are half as long in Oslo.
+_SCALE_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """Which scene belongs to which split."""
+
+    members: tuple[Scene | SetAside, ...]
+    """All scenes but those of `buffered`, each with its split; by split as configured, then in the order given."""
+    buffered: tuple[SetAside, ...]
+    """Scenes of train.split that lie too close to another split's."""
+
+
+def divide(described: Sequence[Scene | SetAside], config: RunConfig) -> Division:
+    """Divide scenes by where they lie.
+
+    Args:
+        described: the scenes; those whose header could not be read lie nowhere and are counted to train.split.
+        config: `split`, `data.splits`, `train.split`, and `chips` for the width of the buffer.
+
+    Raises:
+        InputError: when a scene does not say where on the earth it lies, when there are fewer squares than splits, or
+            when the buffer leaves nothing to train on.
+    """
+    scenes = [item for item in described if isinstance(item, Scene)]
+    outlines = _outlines(scenes)
+    split_of = dict(zip((scene.scene_id for scene in scenes), _assign(_squares(outlines, config), config), strict=True))
+    close = _too_close(scenes, outlines, [split_of[scene.scene_id] for scene in scenes], config)
+    if scenes and len(close) == sum(split == config.train.split for split in split_of.values()) > 0:
+        raise InputError(
+            f"split.buffer: all {len(close)} scenes of {config.train.split} lie closer than "
+            f"{_buffer(scenes, config):g} m to scenes of other splits, none is left; lower "
+            "split.buffer or make split.block larger"
+        )
+    members = tuple(
+        replace(item, split=split)
+        for split in config.data.splits
+        for item in described
+        if split_of.get(item.scene_id, config.train.split) == split and item.scene_id not in close
+    )
+    return Division(members=members, buffered=tuple(close.values()))
+
+
+def _outlines(scenes: Sequence[Scene]) -> npt.NDArray[Any]:
+    """The outline of each scene in one CRS whose unit is a metre on the ground."""
+    polygons = [footprint(scene) for scene in scenes]
+    if lost := [scene for scene, polygon in zip(scenes, polygons, strict=True) if polygon is None]:
+        raise InputError(
+            f"split.by: blocks needs to know where each scene lies, and {lost[0].image} "
+            f"{'has no CRS' if lost[0].crs is None else 'is on a local grid'}"
+            f"{f', nor have {len(lost) - 1} others' if len(lost) > 1 else ''}; assign one (gdal_edit.py -a_srs), or "
+            "divide the scenes by split.by: manifest"
+        )
+    if not scenes:
+        return np.array([], object)
+    on_earth = gpd.GeoSeries(np.array(polygons, object), crs="EPSG:4326")
+    outlines = _measured(scenes, on_earth, _shared_crs(scenes))
+    if outlines is None:
+        with contextlib.suppress(RuntimeError):  # no zone fits
+            outlines = _measured(scenes, on_earth, on_earth.estimate_utm_crs())
+    if outlines is None:
+        raise InputError(
+            f"split.by: blocks found no CRS in which all {len(scenes)} scenes can be measured in metres, they lie too "
+            "far apart; divide them by split.by: manifest"
+        )
+    return outlines
+
+
+def _shared_crs(scenes: Sequence[Scene]) -> pyproj.CRS | None:
+    """The scenes' own CRS, if they share one whose unit is called a metre."""
+    if len({scene.crs for scene in scenes}) > 1:
+        return None
+    crs = pyproj.CRS(scenes[0].crs)
+    return crs if crs.is_projected and all(axis.unit_conversion_factor == 1 for axis in crs.axis_info) else None
+
+
+def _measured(scenes: Sequence[Scene], on_earth: gpd.GeoSeries, crs: pyproj.CRS | None) -> npt.NDArray[Any] | None:
+    """Outlines in a CRS; None when it is none in which a metre is a metre on the ground wherever a scene lies."""
+    if crs is None:
+        return None
+    outlines = on_earth.to_crs(crs).to_numpy()
+    pixels = np.array([scene.height * scene.width for scene in scenes])
+    on_ground = np.array([scene.pixel_size for scene in scenes], np.float64)
+    scale = np.sqrt(shapely.area(outlines) / pixels) / on_ground
+    return outlines if (np.abs(scale - 1) <= _SCALE_TOLERANCE).all() else None
+
+
+def _squares(outlines: npt.NDArray[Any], config: RunConfig) -> list[tuple[int, int]]:
+    """The square that each scene's centre lies in, by its number east and north."""
+    bounds = shapely.bounds(outlines).reshape(-1, 4)
+    centres = (bounds[:, :2] + bounds[:, 2:]) / 2
+    return [(int(east), int(north)) for east, north in np.floor(centres / config.split.block)]
+
+
+def _shares(config: RunConfig) -> dict[str, float]:
+    splits = config.data.splits
+    if config.split.fractions is not None:
+        return {split: config.split.fractions[split] for split in splits}
+    if len(splits) == 1:
+        return {splits[0]: 1.0}
+    return {split: 0.8 if split == config.train.split else 0.2 / (len(splits) - 1) for split in splits}
+
+
+def _assign(squares: Sequence[tuple[int, int]], config: RunConfig) -> list[str]:
+    """The split of each scene: square by square, in an order that the seed draws, to the split that lacks most scenes.
+
+    The last squares are kept for the splits that have none yet.
+    """
+    shares = {split: share for split, share in _shares(config).items() if share > 0}
+    held = Counter(squares)
+    if squares and len(held) < len(shares):
+        raise InputError(
+            f"split.block: squares of {config.split.block:g} m put the {len(squares)} scenes into {len(held)} of them, "
+            f"too few for the {len(shares)} splits with a share; make the squares smaller, or divide the scenes by "
+            "split.by: manifest"
+        )
+    order = sorted(held)
+    lacking = {split: share * len(squares) for split, share in shares.items()}
+    empty = set(shares)
+    owner: dict[tuple[int, int], str] = {}
+    for done, index in enumerate(np.random.Generator(np.random.PCG64(config.split.seed)).permutation(len(order))):
+        candidates = empty if len(order) - done <= len(empty) else set(shares)
+        # The first in data.splits among those that lack as much.
+        split = max((name for name in shares if name in candidates), key=lambda name: lacking[name])
+        owner[order[index]] = split
+        lacking[split] -= held[order[index]]
+        empty.discard(split)
+    return [owner[square] for square in squares]
+
+
+def _buffer(scenes: Sequence[Scene], config: RunConfig) -> float:
+    """Metres that scenes of train.split must keep from others: by default the width of the largest chip."""
+    if config.split.buffer is not None:
+        return config.split.buffer
+    return config.chips.largest_window * max(scene.pixel_size or 0.0 for scene in scenes)
+
+
+def _too_close(
+    scenes: Sequence[Scene], outlines: npt.NDArray[Any], splits: Sequence[str], config: RunConfig
+) -> dict[str, SetAside]:
+    """Scenes of train.split within the buffer of another split's, by id."""
+    train = [number for number, split in enumerate(splits) if split == config.train.split]
+    others = [number for number, split in enumerate(splits) if split != config.train.split]
+    if not train or not others or not (buffer := _buffer(scenes, config)):
+        return {}
+    pairs = shapely.STRtree(outlines[others]).query(outlines[train], predicate="dwithin", distance=buffer)
+    close: dict[str, SetAside] = {}
+    for at, beside in sorted(pairs.T.tolist()):
+        scene, other = scenes[train[at]], others[beside]
+        apart = shapely.distance(outlines[train[at]], outlines[other])
+        close.setdefault(
+            scene.scene_id,
+            SetAside(
+                scene_id=scene.scene_id,
+                split=config.train.split,
+                path=scene.image,
+                reason=f"it lies {apart:.4g} m from scene {scenes[other].scene_id} of {splits[other]}, and "
+                f"split.buffer keeps {buffer:g} m between {config.train.split} and other splits",
+            ),
+        )
+    return close

@@ -1,0 +1,138 @@
+"""Finding the scenes: by templates, by a manifest, or one by one, with what their headers say."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from geochip.config import RunConfig
+from geochip.errors import InputError
+from geochip.scenes.blocks import divide
+from geochip.scenes.catalogue import Catalogue, usable
+from geochip.scenes.header import SetAside, Source, describe
+from geochip.scenes.reader import Scene
+from geochip.scenes.sources import find_sources, label_path, source_of_file, undivided_sources
+
+# Opening a file on a parallel file system is waiting, not computing: more threads than cores pay off.
+_HEADER_THREADS = 16
+
+
+def find_scenes(config: RunConfig, splits: Sequence[str] | None = None, *, need_labels: bool = True) -> Catalogue:
+    """Find the scenes of some splits and read their headers.
+
+    Args:
+        config: where to look, and what divides the scenes.
+        splits: the splits to look for; all of `data.splits` when None.
+        need_labels: leave scenes without a label file out (listed in `unlabelled`); False keeps them.
+
+    Returns:
+        Scenes ordered by split as configured, then by id, numbers in ids by value.
+
+    Raises:
+        InputError: when the root is no directory, when a split has no scene, when no scene has a label, when the
+            splits cannot be made, or when no scene can be used at all.
+    """
+    data = config.data
+    if unknown := [split for split in splits or () if split not in data.splits]:
+        raise InputError(f"split {unknown[0]!r} is not among data.splits: {', '.join(data.splits)}; name one of them")
+    if not Path(data.root).absolute().is_dir():
+        raise InputError(f"data.root: {data.root!r} is no directory; set it to the one that holds the scenes")
+    wanted = [split for split in data.splits if split in (splits or data.splits)]
+    if config.split.by == "blocks":
+        return _in_blocks(config, wanted, need_labels)
+    sources = find_sources(config, wanted)
+    # A scene that is listed but not there is missed, label or no label.
+    unlabelled = [
+        source for source in sources if need_labels and source.label is None and os.path.lexists(source.image)
+    ]
+    lacking = {(source.split, source.scene_id) for source in unlabelled}
+    described = _described((source for source in sources if (source.split, source.scene_id) not in lacking), data.bands)
+    return _catalogue(config, described, [_without_label(config, source) for source in unlabelled])
+
+
+def _in_blocks(config: RunConfig, wanted: Sequence[str], need_labels: bool) -> Catalogue:
+    # All scenes, whatever is wanted of them: every command must come to the same division.
+    division = divide(_described(undivided_sources(config), config.data.bands), config)
+    described: list[Scene | SetAside] = []
+    unlabelled: list[SetAside] = []
+    for item in (item for split in wanted for item in division.members if item.split == split):
+        if need_labels and isinstance(item, Scene) and item.label is None:
+            unlabelled.append(_without_label(config, item))
+        else:
+            described.append(item)
+    if not described and not unlabelled:
+        raise InputError(
+            f"split.fractions: {' and '.join(wanted)} has a share of 0, and so no scene; give it one, or name another "
+            "split"
+        )
+    catalogue = _catalogue(config, described, unlabelled)
+    return replace(catalogue, buffered=tuple(item for item in division.buffered if item.split in wanted))
+
+
+def describe_files(paths: Sequence[str], config: RunConfig) -> Catalogue:
+    """Read the headers of images that are named one by one.
+
+    A file that the templates or the manifest know gets its id, its split and, where there is one, its label from there;
+    any other file has its stem as its id and no label.
+
+    Raises:
+        InputError: when a file is not there, when two would have the same id, or when none can be used.
+    """
+    sources = [_named_source(name, config) for name in paths]
+    doubled = [scene_id for scene_id, n in Counter(source.scene_id for source in sources).items() if n > 1]
+    if doubled:
+        raise InputError(f"scene id {doubled[0]!r} belongs to more than one of the named files; name each scene once")
+    if config.split.by == "blocks" and any(source.split for source in sources):
+        division = divide(_described(undivided_sources(config), config.data.bands), config)
+        split_of = {item.scene_id: item.split for item in (*division.members, *division.buffered)}
+        sources = [replace(source, split=source.split and split_of[source.scene_id]) for source in sources]
+    strangers = [source for source in sources if config.data.stack and not source.split]
+    described = {
+        item.scene_id: item
+        for item in _described((source for source in sources if source not in strangers), config.data.bands)
+    }
+    for source in strangers:
+        described[source.scene_id] = source.aside(
+            f"{source.image} does not fit data.image, and so nothing tells which files data.stack means for it; name "
+            "images that fit, or leave data.stack out"
+        )
+    return _catalogue(config, [described[source.scene_id] for source in sources])
+
+
+def _named_source(name: str, config: RunConfig) -> Source:
+    path = os.path.abspath(name)
+    if not Path(path).is_file():
+        raise InputError(f"{name} is no file; name images that are there")
+    known = source_of_file(config, path)
+    return known or Source(scene_id=Path(path).stem, split="", image=path, stack=(), label=None)
+
+
+def _described(sources: Iterable[Source], bands: tuple[int, ...] | None) -> list[Scene | SetAside]:
+    with ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        return list(pool.map(lambda source: describe(source, bands), sources))
+
+
+def _without_label(config: RunConfig, item: Scene | Source) -> SetAside:
+    path = label_path(config, item.split, item.scene_id)
+    return SetAside(scene_id=item.scene_id, split=item.split, path=item.image, reason=f"there is no label file {path}")
+
+
+def _catalogue(
+    config: RunConfig, described: Sequence[Scene | SetAside], unlabelled: Sequence[SetAside] = ()
+) -> Catalogue:
+    if unlabelled and not described:
+        first = unlabelled[0]
+        raise InputError(
+            f"data.label: none of the {len(unlabelled)} scenes has a label file; the first one looked for is "
+            f"{label_path(config, first.split, first.scene_id)}; correct data.label or data.root"
+        )
+    return usable(
+        Catalogue(
+            scenes=tuple(item for item in described if isinstance(item, Scene)),
+            unlabelled=tuple(unlabelled),
+            bad=tuple(item for item in described if isinstance(item, SetAside)),
+            order=tuple((item.split, item.scene_id) for item in described),
+        )
+    )

@@ -1,0 +1,82 @@
+"""Scenes and windows on the map: corners, footprints, and the catalogue as a table for GIS."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pyproj
+import shapely
+
+from geochip.scenes.catalogue import Catalogue
+from geochip.scenes.header import to_lon_lat
+from geochip.scenes.reader import Scene
+from geochip.windows import Window
+
+
+def corners(scene: Scene, windows: Sequence[Window], inset: float = 0.0) -> npt.NDArray[np.float64]:
+    """The corners of windows on the ground.
+
+    Args:
+        scene: the scene.
+        windows: its windows; a part that hangs over its edge counts.
+        inset: so many pixels are taken off at every side.
+
+    Returns:
+        (window, 4, 2) x and y in the scene's CRS; upper left, upper right, lower right, lower left of the image.
+    """
+    edges = np.array(
+        [(window.row_off, window.col_off, window.row_stop, window.col_stop) for window in windows], np.float64
+    ).reshape(-1, 4)
+    edges += (inset, inset, -inset, -inset)
+    cols, rows = edges[:, [1, 3, 3, 1]], edges[:, [0, 0, 2, 2]]
+    a, b, c, d, e, f = tuple(scene.transform)[:6]
+    return np.stack([a * cols + b * rows + c, d * cols + e * rows + f], axis=-1)
+
+
+def footprints(scene: Scene, windows: Sequence[Window]) -> npt.NDArray[Any] | None:
+    """The outlines of windows as polygons in EPSG:4326; None when nothing relates the scene to the earth."""
+    if scene.crs is None:
+        return None
+    xy = corners(scene, windows)
+    try:
+        lon, lat = to_lon_lat(scene.crs).transform(xy[..., 0], xy[..., 1], errcheck=True)
+    except pyproj.exceptions.ProjError:
+        return None  # a local grid
+    return np.asarray(shapely.polygons(np.stack([lon, lat], axis=-1)))
+
+
+def footprint(scene: Scene) -> shapely.Polygon | None:
+    """The outline of a whole scene in EPSG:4326."""
+    whole = footprints(scene, [Window(row_off=0, col_off=0, height=scene.height, width=scene.width)])
+    return None if whole is None else whole[0]
+
+
+def catalogue_frame(catalogue: Catalogue) -> gpd.GeoDataFrame:
+    """The catalogue as a table for GIS: one row a scene, its footprint in EPSG:4326 as the geometry.
+
+    Columns: the fields of `Scene` as far as they are numbers or text, `status` ("ok", "unlabelled", "buffered" or
+    "bad") and `reason`. Scenes without a CRS, and those set aside, have no geometry.
+    """
+    rows: list[dict[str, Any]] = []
+    for scene in catalogue.scenes:
+        row = asdict(scene) | {"status": "ok", "reason": "", "geometry": footprint(scene)}
+        row |= {"bands": ",".join(map(str, scene.bands)), "band_names": ",".join(scene.band_names)}
+        row |= {"transform": ",".join(repr(value) for value in scene.transform[:6]), "stack": ",".join(scene.stack)}
+        rows.append(row)
+    left_out = {"unlabelled": catalogue.unlabelled, "buffered": catalogue.buffered, "bad": catalogue.bad}
+    for status, items in left_out.items():
+        rows += [
+            {
+                "scene_id": item.scene_id,
+                "split": item.split,
+                "image": item.path,
+                "status": status,
+                "reason": item.reason,
+                "geometry": None,
+            }
+            for item in items
+        ]
+    return gpd.GeoDataFrame(rows, geometry="geometry", crs="EPSG:4326")
