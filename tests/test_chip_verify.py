@@ -69,7 +69,7 @@ def test_a_store_as_it_was_made_has_no_faults(store):
 
 def test_a_damaged_chip_is_named(store):
     file = store / "train" / "image" / "c.1.0.0.0"
-    flip(file, 20)
+    flip(file, 40)
     (told,) = faults(store)
     assert told.startswith("train: chip 60 (scene d) cannot be read (DATA_LOSS: ")
     assert f'"{file}": Digest mismatch' in told

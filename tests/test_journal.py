@@ -46,6 +46,10 @@ def a_store(path):
         ({"a": "h x", "b": "h x"}, {"a": None, "b": None}, "2 scenes readable before and not now: a, b"),
         ({"a": "h x"}, {"b": "h x"}, "1 scene not there before: b; 1 scene gone: a"),
         ({}, {f"s{k}": "h x" for k in range(7)}, "7 scenes not there before: s0, s1, s2, s3, s4, ..."),
+        # Of a scene whose label was not there, the header is known.
+        ({"a": "h "}, {"a": "h x"}, None),
+        ({"a": "h "}, {"a": "i x"}, "1 scene changed: a"),
+        ({"a": "h x"}, {"a": "h "}, "1 scene readable before and not now: a"),
         # A scene that could not be read so far may have another content, and be worse; but it is no other scene.
         ({"unread": "h x"}, {"unread": "h y"}, None),
         ({"unread": "h x"}, {"unread": None}, None),

@@ -22,7 +22,10 @@ def scene(scene_id, split="train", height=400, width=500, **more):
     return Scene(scene_id=scene_id, split=split, height=height, width=width, **(facts | more))
 
 
-def plan_of(scenes, chips=ChipsConfig(), **more):
+CHIPS, DATA, LABELS = ChipsConfig(), DataConfig(), LabelsConfig()
+
+
+def plan_of(scenes, chips=CHIPS, **more):
     named = {(one.split, one.scene_id): one for one in scenes}
     return plan_chips(list(named), named, chips, **more)
 
@@ -90,9 +93,7 @@ def test_splits_and_scenes_stand_in_the_given_order():
     assert names(plan) == [("val", "b", 2), ("val", "c", 2), ("train", "a", 2)]
 
 
-def fingerprint(
-    scenes, chips=ChipsConfig(), *, unusable=frozenset(), data=DataConfig(), labels=LabelsConfig(), aois=None
-):
+def fingerprint(scenes, chips=CHIPS, *, unusable=frozenset(), data=DATA, labels=LABELS, aois=None):
     plan = plan_of(scenes, chips, unusable=unusable, aois=aois)
     return make_header(*chips_depend_on(plan, RunConfig(data=data, chips=chips, labels=labels)))
 

@@ -17,7 +17,7 @@ from geochip.errors import WorkError
 from geochip.files import write_durably
 from geochip.store import ChipStore
 
-# Okabe and Ito's, told apart by everyone; the first class that is no background gets the first one.
+# Okabe and Ito's, told apart by everyone; more classes get darker ones, each as far as can be from those before it.
 _COLOURS = ((86, 180, 233), (230, 159, 0), (240, 228, 66), (204, 121, 167), (0, 158, 115), (213, 94, 0), (0, 114, 178))
 _CLEAR = "background"
 _FILL = 0.35
@@ -111,7 +111,7 @@ def class_colours(names: Sequence[str]) -> dict[int, npt.NDArray[np.uint8]]:
     """A colour for each class id, but for a class that is called background."""
     ids = [index for index, name in enumerate(names) if name.lower() != _CLEAR]
     further = (
-        tuple(round(255 * part) for part in colorsys.hsv_to_rgb(0.618034 * k % 1, 0.65, 0.9)) for k in range(IGNORE)
+        tuple(round(255 * part) for part in colorsys.hsv_to_rgb(0.618034 * k % 1, 1, 0.5)) for k in range(IGNORE)
     )
     return {index: np.array(colour, np.uint8) for index, colour in zip(ids, chain(_COLOURS, further), strict=False)}
 

@@ -69,14 +69,13 @@ def footprints(transform: npt.NDArray[np.float64], crs: npt.NDArray[Any], size: 
     cols, rows = np.array([0, size, size, 0]), np.array([0, 0, size, size])
     a, b, c, d, e, f = transform.T[:, :, None]
     x, y = a * cols + b * rows + c, d * cols + e * rows + f
-    placed = np.isfinite(transform).all(axis=1)
-    for text in sorted(set(crs[placed]) - {""}):
-        of_crs = np.flatnonzero(placed & (crs == text))
+    for text in sorted(set(crs) - {""}):
+        of_crs = np.flatnonzero(crs == text)
         try:
             lon, lat = to_lon_lat(text).transform(x[of_crs], y[of_crs])
         except pyproj.exceptions.ProjError:
             continue  # a local grid
-        # Infinite where the projection has no meaning.
+        # NaN for a chip without pixels, infinite where the projection has no meaning.
         known = (np.isfinite(lon) & np.isfinite(lat)).all(axis=1)
         outlines[of_crs[known]] = shapely.polygons(np.stack([lon, lat], axis=-1)[known])
     return outlines

@@ -56,7 +56,8 @@ def verify_shard(path: str, split: str, start: int, stop: int, classes: int) -> 
         "missing" those that are not there, "damaged" texts by position.
     """
     store = ChipStore(path)
-    counted = store.attrs.get("statistics")
+    statistics = store.attrs.get("statistics")
+    counting = statistics is None or statistics["split"] == split
     number = start // len(store.shards(split)[0])
     files = [str(file) for file in shard_files(Path(path), split, number)]
     found: dict[str, Any] = {
@@ -84,11 +85,11 @@ def verify_shard(path: str, split: str, start: int, stop: int, classes: int) -> 
         counts = np.bincount(label.ravel(), minlength=IGNORE + 1)
         found["class_pixels"].append(counts[:classes].tolist())
         found["strange"].append(int(counts[classes:IGNORE].sum()))
-        if counted is None or counted["split"] == split:
+        if counting:
             valid = label != IGNORE if counts[IGNORE] else None
             for band, values in zip(bands, image, strict=True):
                 band.add(values, valid)
-    if not found["damaged"] and (counted is None or counted["split"] == split):
+    if counting and not found["damaged"]:
         found["statistics"] = [band.statistics().to_json() for band in bands]
     return found
 

@@ -3,6 +3,9 @@
 Shapes in names: c = chip, b = band, h = row, w = column.
 """
 
+import math
+import resource
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -23,6 +26,9 @@ from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, write_shard
 from geochip.windows import Window
 
 Record = dict[str, Any]
+
+_COUNTED_ONE_BY_ONE = 12
+_memory = threading.local()
 
 NO_WINDOW = (0, 0, 0)
 """What a chip without pixels has for row_off, col_off and the size of its window."""
@@ -62,7 +68,7 @@ def fill_shard(job: ChipJob, task: ChipTask) -> Record:
         - "statistics" of each band, as JSON; empty for a split that the normalisation does not look at;
         - "bad": scenes that could not be read; "scenes": all scenes, "unread": those of them without pixels, by name;
         - "mended": invalid geometries; "met": chips for which `chips.max_tries` windows did not suffice;
-        - "bytes" on disk and "seconds", where they went in "spent".
+        - "bytes" on disk and "seconds", where they went in "spent", and the most memory that the process ever had.
     """
     shard = _Shard(job, task)
     started = time.perf_counter()
@@ -97,6 +103,8 @@ def fill_shard(job: ChipJob, task: ChipTask) -> Record:
         "unread": [cut.scene.name for cut in task.cuts if cut.scene.name in failed or not cut.scene.usable],
         "bytes": size,
         "seconds": round(ended - started, 3),
+        # Kilobytes, on Linux.
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "spent": {**{name: round(value, 4) for name, value in shard.spent.items()}, "write": round(ended - counted, 4)},
     }
 
@@ -114,8 +122,8 @@ class _Shard:
         count, size = task.chips, job.chips.size
         self.classes = len(job.rules.classes)
         self.fill = 0 if job.nodata is None else job.nodata
-        self.image_cbhw = np.empty((count, job.bands, size, size), job.dtype)
-        self.label_chw = np.empty((count, size, size), np.uint8)
+        self.image_cbhw = _reused("image", (count, job.bands, size, size), job.dtype)
+        self.label_chw = _reused("label", (count, size, size), "uint8")
         self.windows = np.zeros((count, 3), np.int64)
         self.status = np.full(count, CHIP_UNREAD, np.uint8)
         self.class_pixels = np.zeros((count, self.classes), np.int64)
@@ -240,11 +248,10 @@ class _Shard:
         clock = time.perf_counter()
         for position in positions:
             label_hw = self.label_chw[position]
-            counts = np.bincount(label_hw.ravel(), minlength=IGNORE + 1)
-            self.class_pixels[position] = counts[: self.classes]
+            self.class_pixels[position] = class_counts(label_hw, self.classes)
             if not self.with_statistics:
                 continue
-            valid = None if not counts[IGNORE] else label_hw != IGNORE
+            valid = None if self.class_pixels[position].sum() == label_hw.size else label_hw != IGNORE
             for band_hw, statistics in zip(self.image_cbhw[position], self.statistics, strict=True):
                 statistics.add(band_hw, valid)
         self._spend("statistics", clock)
@@ -260,6 +267,23 @@ class _Shard:
             "mended": self.mended,
             "met": self.met,
         }
+
+
+def _reused(name: str, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """An array of this thread's own, in memory that the last shard had: fresh memory has to be cleared page by page."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    known: npt.NDArray[np.uint8] | None = getattr(_memory, name, None)
+    if known is None or known.size < size:
+        known = np.empty(size, np.uint8)
+        setattr(_memory, name, known)
+    return known[:size].view(dtype).reshape(shape)
+
+
+def class_counts(label_hw: npt.NDArray[np.uint8], classes: int) -> list[int]:
+    """Pixels of each class; of few classes one by one, which is ten times as fast as counting all values at once."""
+    if classes > _COUNTED_ONE_BY_ONE:
+        return [int(count) for count in np.bincount(label_hw.ravel(), minlength=classes)[:classes]]
+    return [int(np.count_nonzero(label_hw == number)) for number in range(classes)]
 
 
 class _Pixels(Protocol):

@@ -117,15 +117,14 @@ def create_store(ready: Prepared, config: RunConfig) -> None:
     """Create the store with the plan in it and no pixels."""
     # What the network may take for nodata is one value; scenes with another one get it in their chips.
     nodata = store_nodata(ready)
-    layouts = []
-    for split in ready.plan.splits:
-        layouts.append(
-            SplitLayout(
-                name=split.split,
-                scene_id=[split.scenes[index].scene_id for index in split.scene_index()],
-                shard=ready.plan.shard,
-            )
+    layouts = [
+        SplitLayout(
+            name=split.split,
+            scene_id=[split.scenes[index].scene_id for index in split.scene_index()],
+            shard=ready.plan.shard,
         )
+        for split in ready.plan.splits
+    ]
     create_chip_store(
         config.chip_store,
         layouts,
@@ -246,7 +245,8 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
         describe_split(split, results[split.split], classes)
     describe_bands(statistics, ready.first.band_names)
     print(
-        f"{store}: {megabytes(sum(record['bytes'] for record in records.values()))} of chips; open it with "
+        f"{store}: {megabytes(sum(record['bytes'] for record in records.values()))} of chips, made by workers of at most "
+        f"{megabytes(max(record['peak_bytes'] for record in records.values()))}; open it with "
         f"xarray.open_datatree({str(store)!r}), see some with --preview, or open {config.chip_table_path} in QGIS"
     )
     describe_faults(

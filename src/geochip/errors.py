@@ -48,8 +48,8 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(
-            f"geochip: error: {error.filename or 'writing'}: {error.strerror}; free some space and run the same command "
-            "again: what is finished is kept",
+            f"geochip: error: {error.filename or 'writing'}: {error.strerror}; free some space and run the same "
+            "command again: what is finished is kept",
             file=sys.stderr,
         )
         return WorkError.exit_code

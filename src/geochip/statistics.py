@@ -161,20 +161,25 @@ def _exact_sums(values: npt.NDArray[Any]) -> tuple[int, int]:
     Whole numbers below 2^53 are exact in float64, whatever the order in which they are added, and dot products of
     float64 are the fastest sums there are. So numbers are cut in two halves of 16 bits, and sums into short pieces.
     """
-    total = squares = 0
-    for start in range(0, len(values), _PIECE):
-        piece = values[start : start + _PIECE]
-        if piece.dtype.itemsize <= 2:
-            low = piece.astype(np.float64)
-            total += int(low @ _ONES[: len(low)])
-            squares += int(low @ low)
-        else:
-            wide = piece.astype(np.int64)
-            high, low = (wide >> 16).astype(np.float64), (wide & 0xFFFF).astype(np.float64)
-            ones = _ONES[: len(low)]
-            total += (int(high @ ones) << 16) + int(low @ ones)
-            squares += (int(high @ high) << 32) + (int(high @ low) << 17) + int(low @ low)
-    return total, squares
+    if values.dtype.itemsize <= 2:
+        low = values.astype(np.float64)
+        return _dot(low), _dot(low, low)
+    wide = values.astype(np.int64)
+    high, low = (wide >> 16).astype(np.float64), (wide & 0xFFFF).astype(np.float64)
+    total = (_dot(high) << 16) + _dot(low)
+    return total, (_dot(high, high) << 32) + (_dot(high, low) << 17) + _dot(low, low)
+
+
+def _dot(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64] | None = None) -> int:
+    """Exact sum of products of whole numbers of at most 16 bits; of the numbers themselves without `second`."""
+    whole = len(first) // _PIECE * _PIECE
+    total = 0
+    for part, columns in ((slice(0, whole), _PIECE), (slice(whole, None), len(first) - whole)):
+        if len(first[part]):
+            rows = first[part].reshape(-1, columns)
+            others = _ONES[:columns] if second is None else second[part].reshape(-1, columns)
+            total += sum(int(piece) for piece in np.vecdot(rows, others))
+    return total
 
 
 def _float_sums(values: npt.NDArray[Any]) -> tuple[float, float]:

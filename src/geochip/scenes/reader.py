@@ -77,7 +77,9 @@ def quiet_open(path: str) -> Any:
     with warnings.catch_warnings():
         # An image without georeference is judged where a label asks for it, in words of our own.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path)
+        # GDAL would list the directory for every file in it; so it asks for the few companions that a file may have.
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="TRUE"):
+            return rasterio.open(path)
 
 
 def gdal_reason(error: BaseException) -> str:

@@ -174,7 +174,7 @@ def write_shard(
         image_cbhw: (chip, band, height, width) in the store's dtype.
         label_chw: (chip, height, width) class ids and 255.
 
-        Both arrays must not be changed afterwards.
+        Both may be used for the next shard when this has returned.
 
     Returns:
         Bytes on disk.
@@ -187,7 +187,8 @@ def write_shard(
         array = open_tensorstore(path / split / name)
         try:
             with tensorstore.Transaction() as transaction:
-                # The pixels are encoded from where they are: a copy would cost a tenth of the encoding.
+                # The pixels are encoded from where they are: a copy would cost a tenth of the encoding. "Indefinitely"
+                # is until this function ends: then they are on disk, and neither array nor cache are there any more.
                 array.with_transaction(transaction)[start:stop].write(
                     pixels, can_reference_source_data_indefinitely=True
                 ).result()
