@@ -219,6 +219,21 @@ def test_written_and_table_tell_what_is_there(tmp_path):
         assert tree["train"].status.attrs["flag_meanings"].split()[2] == "dropped"
 
 
+def test_what_was_written_does_not_change_with_the_memory_that_it_was_written_from(tmp_path):
+    path = tmp_path / "c.zarr"
+    create(path)
+    image, label = pixels(7)
+    memory_image, memory_label = np.empty_like(image[:4]), np.empty_like(label[:4])
+    for start in (0, 4):
+        count = len(image[start : start + 4])
+        memory_image[:count], memory_label[:count] = image[start : start + 4], label[start : start + 4]
+        write_shard(path, "train", start, memory_image[:count], memory_label[:count])
+        memory_image[:], memory_label[:] = 9999, 99
+    read_image, read_label = ChipStore(path).read("train", np.arange(7))
+    np.testing.assert_array_equal(read_image, image)
+    np.testing.assert_array_equal(read_label, label)
+
+
 def test_missing_shards_are_counted(tmp_path):
     path = tmp_path / "c.zarr"
     create(path)

@@ -182,13 +182,22 @@ def test_the_store_says_what_it_was_made_from(tmp_path, chip):
     assert len(attributes["fingerprint"]) == 64
 
 
-def test_the_same_bytes_from_one_worker_and_from_three(tmp_path):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--chips.per_scene=40"],
+        ["--chips.per_scene=40", "--chips.size_range=[20,50]", "--chips.target_classes=[building]",
+         "--chips.min_target_fraction=0.15", "--chips.negative_rate=0.1", "--chips.max_tries=3"],
+    ],
+    ids=["plain", "by content"],
+)  # fmt: skip
+def test_the_same_bytes_from_one_worker_and_from_four(tmp_path, flags):
     scenes(tmp_path, ids="123456")
     hashes = set()
-    for workers in (1, 3):
+    for workers in (1, 4):
         done = run(
             "geochip.chipping", f"--run_dir={tmp_path / str(workers)}", *data_flags(tmp_path / "data", "train"),
-            "--train.val_split=null", "--infer.split=train", "--chips.size=32", "--chips.per_scene=40",
+            "--train.val_split=null", "--infer.split=train", "--chips.size=32", *flags,
             f"--cluster.workers={workers}",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

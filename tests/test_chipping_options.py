@@ -1,6 +1,7 @@
 """Sampling, labels and splits of the run file, from real files to the store."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import geopandas as gpd
@@ -13,8 +14,9 @@ from PIL import Image
 
 from geochip.chipping import main
 from geochip.errors import InputError
+from geochip.labels import indexed_label
 from geochip.store import ChipStore
-from helpers import UTM, box, data_flags, position_coded, write_image, write_label, write_scene
+from helpers import UTM, box, data_flags, position_coded, tree_hash, write_image, write_label, write_scene
 
 
 @pytest.fixture
@@ -251,6 +253,38 @@ def test_invalid_geometries_are_mended_and_counted(tmp_path, chip):
     made = chip()
     assert "1 invalid geometries were mended (shapely.make_valid) as they were read" in made.printed
     assert (made.chips.class_fraction[:, 1] > 0).any()
+
+
+def test_many_classes_are_counted(tmp_path, chip):
+    transform = write_scene(tmp_path / "data", "train", "1", position_coded(40, 40))
+    names = [f"c{number}" for number in range(20)]
+    shapes = [box(transform, number, number, 5, 9) for number in range(1, 20)]
+    write_label(tmp_path / "data/train/label_1.geojson", shapes, properties=[{"kind": name} for name in names[1:]])
+    made = chip(f"--data.classes=[{','.join(names)}]", "--labels.class_property=kind")
+    for one in range(made.chips.sizes["chip"]):
+        shares = np.bincount(made.chips.label[one].values.ravel(), minlength=20) / 32**2
+        np.testing.assert_allclose(made.chips.class_fraction[one], shares, rtol=1e-6)
+    assert list(made.attrs["statistics"]["class_pixels"].values()) == [
+        int((made.chips.label == number).sum()) for number in range(20)
+    ]
+
+
+def test_large_labels_are_indexed_once_and_give_the_same_chips(tmp_path, chip, monkeypatch):
+    for scene_id in "123":
+        write_scene(tmp_path / "data", "train", scene_id)
+    plain = chip()
+    seen = []
+
+    def indexed(label, directory):
+        copy = indexed_label(label, directory, at_least=1)
+        seen.append((label, copy, Path(copy).exists()))
+        return copy
+
+    monkeypatch.setattr("geochip.chipping.indexed_label", indexed)
+    chip(f"--run_dir={tmp_path / 'large'}", f"--chips.store={tmp_path / 'large' / 'chips.zarr'}")
+    assert [there and label != copy for label, copy, there in seen] == [True] * 3
+    assert tree_hash(tmp_path / "large" / "chips.zarr") == tree_hash(plain.path)
+    assert not Path(seen[0][1]).exists()
 
 
 # --- the same ground in two splits ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import contextlib
 import io
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -184,7 +185,9 @@ def cut_chips(ready: Prepared, config: RunConfig, journal: Journal) -> None:
                     journal.append(record.pop("key"), record)
                     progress.advance(len(record["status"]), rates.note(record))
 
+            started = time.monotonic()
             run_tasks(client, fill_shards, calls, on_result)
+            print(f"{chips} chips cut in {time.monotonic() - started:.1f} s")
 
 
 def batches(tasks: Iterator[ChipTask], size: int) -> Iterator[tuple[ChipTask, ...]]:

@@ -65,11 +65,11 @@ def dask_client(cluster: ClusterConfig, *, threads_per_worker: int = 1) -> Itera
                 "distributed.worker.profile.enabled": False,
                 "distributed.admin.tick.interval": "1s",
                 "distributed.admin.system-monitor.interval": "5s",
-                "distributed.scheduler.work-stealing": False,
                 # Ctrl-C reaches every process of the terminal. The driver ends the workers; they need not speak of it.
                 # And what is there when a worker has started stays: looking through it for garbage takes time.
                 "distributed.worker.preload": [
-                    "import gc, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); gc.freeze(); gc.set_threshold(50_000)"
+                    "import gc, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+                    "gc.freeze(); gc.set_threshold(50_000)"
                 ],
             }
         ),

@@ -5,6 +5,7 @@ before anything was written; 130 interrupted from the keyboard. torchrun makes 1
 """
 
 import errno
+import gc
 import sys
 from collections.abc import Callable, Sequence
 
@@ -38,6 +39,8 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     Returns:
         0, or the exit code of the `GeochipError`, or 130 after Ctrl-C.
     """
+    # What is imported by now stays: looking through all of it for garbage, again and again, takes a second of a run.
+    gc.freeze()
     try:
         main(sys.argv[1:] if argv is None else argv)
     except GeochipError as error:

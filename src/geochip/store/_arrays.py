@@ -103,8 +103,13 @@ def write_small(
     )[...] = array
 
 
-def open_tensorstore(path: Path) -> Any:
+def open_tensorstore(path: Path, *, threads: int | None = None) -> Any:
     """Open an array for its pixels: a `tensorstore.TensorStore`.
+
+    Args:
+        path: the array.
+        threads: threads that encode and decode, besides the caller's; None: as many as there are CPUs, which is not
+            meant for a process that shares its CPUs with others of its kind.
 
     tensorstore aborts in a process that was forked after it was opened: open where you read or write, never before.
 
@@ -118,7 +123,10 @@ def open_tensorstore(path: Path) -> Any:
         "kvstore": {"driver": "file", "path": f"{path.absolute()}/"},
         # Chunks that equal the fill value are stored too: a missing one is then always one that was not written.
         "store_data_equal_to_fill_value": True,
-        "context": {"cache_pool": {"total_bytes_limit": 0}},
+        "context": {
+            "cache_pool": {"total_bytes_limit": 0},
+            **({} if threads is None else {"data_copy_concurrency": {"limit": threads}}),
+        },
     }
     return tensorstore.open(spec, open=True).result()
 

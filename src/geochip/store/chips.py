@@ -184,7 +184,8 @@ def write_shard(
     """
     stop = start + len(image_cbhw)
     for name, pixels in (("image", image_cbhw), ("label", label_chw)):
-        array = open_tensorstore(path / split / name)
+        # A Dask worker is one of many on its machine.
+        array = open_tensorstore(path / split / name, threads=1)
         try:
             with tensorstore.Transaction() as transaction:
                 # The pixels are encoded from where they are: a copy would cost a tenth of the encoding. "Indefinitely"
