@@ -39,8 +39,8 @@ def make_scene(root: Path, side: int) -> None:
     directory.mkdir(parents=True)
     rng = np.random.default_rng(0)
     with rasterio.open(
-        directory / "scene_1.tif", "w", driver="GTiff", count=3, height=side, width=side, dtype="uint16", crs="EPSG:32611",
-        transform=GRID, tiled=True, blockxsize=512, blockysize=512, compress="deflate", zlevel=1,
+        directory / "scene_1.tif", "w", driver="GTiff", count=3, height=side, width=side, dtype="uint16",
+        crs="EPSG:32611", transform=GRID, tiled=True, blockxsize=512, blockysize=512, compress="deflate", zlevel=1,
     ) as dataset:  # fmt: skip
         for row in range(0, side, 512):
             height = min(512, side - row)
@@ -67,9 +67,10 @@ def scene(root: Path) -> None:
         started = time.perf_counter()
         subprocess.run(
             [
-                sys.executable, "-m", "geochip.chipping", f"--run_dir={run}", f"--data.root={data}", "--data.splits=[train]",
-                "--data.image={split}/scene_{id}.tif", "--data.label={split}/label_{id}.geojson", "--cluster.workers=1",
-                "--train.val_split=null", "--chips.per_scene=1000",
+                sys.executable, "-m", "geochip.chipping", f"--run_dir={run}", f"--data.root={data}",
+                "--data.splits=[train]", "--data.image={split}/scene_{id}.tif",
+                "--data.label={split}/label_{id}.geojson", "--cluster.workers=1", "--train.val_split=null",
+                "--chips.per_scene=1000",
             ],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
@@ -117,7 +118,8 @@ def no_pixels(number: int) -> dict[str, object]:
     chips = 65
     return {
         "windows": [[number % 350, 17, 300]] * chips, "status": [0] * chips, "written": [True] * chips,
-        "class_pixels": [[80_000, 10_000]] * chips, "statistics": [[1, 2, 3, 4, 5, list(range(400)), [number] * 400]] * 3,
+        "class_pixels": [[80_000, 10_000]] * chips,
+        "statistics": [[1, 2, 3, 4, 5, list(range(400)), [number] * 400]] * 3,
         "bad": [], "scenes": [f"train/{number}"] * 13, "unread": [], "mended": 0, "met": 0, "bytes": 1, "seconds": 1.0,
     }  # fmt: skip
 
@@ -148,12 +150,13 @@ def tasks(root: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["scene", "plan", "tasks"], default=["scene", "plan", "tasks"])
+    parser.add_argument("parts", nargs="*", metavar="part", help="scene, plan, tasks; all of them by default")
     # As Dask's workers have it: not a share of the machine's memory.
     os.environ.setdefault("GDAL_CACHEMAX", "256")
-    for part in parser.parse_args().parts:
+    known = {"scene": scene, "plan": plan, "tasks": tasks}
+    for part in parser.parse_args().parts or known:
         with tempfile.TemporaryDirectory() as name:
-            {"scene": scene, "plan": plan, "tasks": tasks}[part](Path(name))
+            known[part](Path(name))
         print(flush=True)
 
 

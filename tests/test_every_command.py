@@ -50,16 +50,11 @@ def test_every_scene_goes_through_every_command(
     tmp_path, dask_address, height, width, bands, dtype, crs, transform, nodata
 ):
     for split, scene_id in (("train", "1"), ("train", "2"), ("val", "3"), ("test", "4")):
-        image, geometries = bright_boxes(height, width, bands, dtype, transform, nodata)
+        # Side by side: chips of two splits must not show the same ground.
+        place = transform @ Affine.translation(2 * width * int(scene_id), 0)
+        image, geometries = bright_boxes(height, width, bands, dtype, place, nodata)
         write_scene(
-            tmp_path / "data",
-            split,
-            scene_id,
-            image,
-            geometries=geometries,
-            crs=crs,
-            transform=transform,
-            nodata=nodata,
+            tmp_path / "data", split, scene_id, image, geometries=geometries, crs=crs, transform=place, nodata=nodata
         )
     flags = [
         f"--run_dir={tmp_path / 'a run'}", *data_flags(tmp_path / "data", "train", "val", "test"),

@@ -61,4 +61,6 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
             "geochip: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr
         )
         return 130
+    finally:
+        gc.unfreeze()
     return 0
