@@ -45,6 +45,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_chipping.py
+	$(BIN)/python benchmarks/bench_chipping_scale.py
 
 clean:
 	rm -rf $(VENV) $(DEMO)

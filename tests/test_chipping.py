@@ -1,9 +1,11 @@
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,9 +17,10 @@ import rasterio
 import rasterio.features
 import xarray as xr
 from affine import Affine
+from distributed import Client, LocalCluster
 
 from geochip.chipping import main
-from geochip.cluster import dask_client, run_tasks
+from geochip.cluster import dask_client, run_tasks, wait_for_a_worker
 from geochip.config import ClusterConfig
 from geochip.errors import InputError, WorkError
 from geochip.store import ChipStore, journal_path
@@ -326,6 +329,117 @@ def test_a_scene_whose_header_could_not_be_read_has_its_places_kept(tmp_path, ch
         chip()
 
 
+def test_a_mended_scene_does_not_change_how_the_store_is_laid_out(tmp_path, chip, dask_address):
+    # Three scenes of 16 chips and two of 20: with the third of these, 20 would be the usual number, and 60 not 64 a shard.
+    for number in range(6):
+        write_scene(tmp_path / "data", "train", str(number), position_coded(64, 64 if number < 3 else 80), nodata=99)
+    flags = ["--chips.method=grid", "--chips.size=16"]
+    broken = tmp_path / "data" / "train" / "scene_5.tif"
+    whole = broken.read_bytes()
+    broken.write_text("no")
+    with pytest.raises(WorkError, match="1 of 6 scenes could not be used"):
+        chip(*flags)
+    broken.write_bytes(whole)
+    path = chip(*flags)
+    store = ChipStore(path)
+    positions = store.written("train")
+    assert len(positions) == 3 * 16 + 2 * 20 + 16
+    assert_chips_equal_source(path, tmp_path / "data", positions=positions)
+    main([f"--run_dir={tmp_path / 'run'}", *data_flags(tmp_path / "data", "train"), "--verify",
+          "--cluster.kind=address", f"--cluster.address={dask_address}"])  # fmt: skip
+
+
+def test_the_nodata_value_of_a_store_stays(tmp_path, chip):
+    image = np.full((3, 40, 40), 50, np.uint16)
+    for name, nodata in (("1", 7), ("2", 9), ("3", 9)):
+        image[:, :, :10] = nodata
+        write_scene(tmp_path / "data", "train", name, image, nodata=nodata)
+    broken = tmp_path / "data" / "train" / "scene_1.tif"
+    whole = broken.read_bytes()
+    broken.write_text("no")
+    with pytest.raises(WorkError, match="1 of 3 scenes could not be used"):
+        chip()
+    broken.write_bytes(whole)
+    path = chip()
+    chips = chips_of(path)
+    assert ChipStore(path).attrs["nodata"] == 9
+    assert set(np.unique(chips.image).tolist()) == {9, 50}
+    assert ((chips.label == 255) == (chips.image == 9).all("band")).all()
+
+
+def test_an_area_of_interest_that_was_mended_is_taken_up(tmp_path, chip):
+    for name in "12":
+        place = write_scene(tmp_path / "data", "train", name)
+        write_label(tmp_path / "data" / "train" / f"aoi_{name}.geojson", [box(place, 5, 5, 45, 50)])
+    flags = ["--chips.aoi={split}/aoi_{id}.geojson", "--chips.per_scene=4"]
+    whole = tree_hash(chip(*flags, run_dir="whole"))
+    area = tmp_path / "data" / "train" / "aoi_2.geojson"
+    content = area.read_text()
+    area.unlink()
+    with pytest.raises(WorkError, match=r"scene 2 \(train\): chips.aoi: .*aoi_2.geojson could not be read"):
+        chip(*flags)
+    area.write_text(content)
+    assert tree_hash(chip(*flags)) == whole
+    write_label(area, [box(UTM, 5, 5, 45, 50)])
+    with pytest.raises(InputError, match="1 scene changed: train/2"):
+        chip(*flags)
+
+
+def test_an_image_that_was_changed_in_place_is_refused(tmp_path, chip):
+    scenes(tmp_path)
+    path = chip()
+    before = tree_hash(path)
+    place = tmp_path / "data" / "train" / "scene_2.tif"
+    with rasterio.open(place, "r+") as dataset:
+        dataset.write(dataset.read() + 1)
+    with pytest.raises(InputError, match="1 scene changed: train/2"):
+        chip()
+    assert tree_hash(path) == before
+
+
+def test_a_dry_run_tells_of_the_store_that_is_there(tmp_path, chip, capsys):
+    scenes(tmp_path)
+    chip()
+    capsys.readouterr()
+    chip("--dry_run")
+    assert "1 of 1 shards are there already" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"chips\.size was 32, now 24"):
+        chip("--chips.size=24", "--dry_run")
+
+
+def test_a_killed_finish_leaves_no_store_that_says_it_is_complete(tmp_path, chip, monkeypatch):
+    scenes(tmp_path)
+    path = chip()
+    whole = tree_hash(path)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("geochip.chipping.finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        chip()
+    assert ChipStore(path).attrs["complete"] is False
+    monkeypatch.undo()
+    assert tree_hash(chip()) == whole
+
+
+def test_waiting_for_workers_is_told(capsys):
+    with LocalCluster(
+        n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
+    ) as cluster, Client(cluster) as client:  # fmt: skip
+        waiting = threading.Thread(target=wait_for_a_worker, args=(client,), kwargs={"seconds": 0.2})
+        waiting.start()
+        deadline = time.monotonic() + 60
+        told = ""
+        while "waiting for a Dask worker: none has come to " not in told:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            told += capsys.readouterr().err
+        cluster.scale(1)
+        waiting.join(60)
+        assert not waiting.is_alive()
+
+
 def test_a_mended_scene_of_another_shape_gets_the_places_that_were_kept(tmp_path, chip, capsys):
     scenes(tmp_path, ids="12")
     (tmp_path / "data" / "train" / "scene_3.tif").write_text("no")
@@ -533,7 +647,7 @@ def test_what_goes_wrong_on_workers_is_told_in_one_line(tmp_path, function, line
         import sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import test_chipping
-        from geochip.cluster import dask_client, run_tasks
+        from geochip.cluster import dask_client, run_tasks, wait_for_a_worker
         from geochip.config import ClusterConfig
         from geochip.errors import run_command
         def main(argv):

@@ -13,8 +13,10 @@ from affine import Affine
 from PIL import Image
 
 from geochip.chipping import main
-from geochip.errors import InputError
+from geochip.config import DataConfig, RunConfig, SplitConfig
+from geochip.errors import InputError, WorkError
 from geochip.labels import indexed_label
+from geochip.scenes import find_scenes
 from geochip.store import ChipStore
 from helpers import UTM, box, data_flags, position_coded, tree_hash, write_image, write_label, write_scene
 
@@ -184,8 +186,8 @@ def test_some_negatives_are_kept(tmp_path, chip):
     made = chip(*flags, "--chips.negative_rate=0.25", "--chips.max_tries=60")
     assert made.chips.written.all()
     negative = float((made.chips.class_fraction[:, 1] == 0).mean())
-    # Of all windows a fifth meets the building; of four fifths a quarter is kept: half of what is kept is negative.
-    assert 0.35 < negative < 0.65
+    # A quarter of the chips may be anything, and of all windows four fifths miss the building.
+    assert 0.1 < negative < 0.3
 
 
 def test_content_decides_alike_however_scenes_are_shared_out(tmp_path, chip, dask_address):
@@ -350,7 +352,7 @@ def test_overlap_is_looked_for_after_the_cut_where_pixels_decide(tmp_path, chip)
     # One scene more, which has pixels everywhere.
     write_scene(tmp_path / "data", "val", "3", image, transform=UTM, nodata=0)
     flags.append(f"--run_dir={tmp_path / 'other'}")
-    with pytest.raises(InputError, match=r"pairs of chips show some of the same ground"):
+    with pytest.raises(WorkError, match=r"pairs of chips show some of the same ground"):
         chip(*flags, splits=("train", "val"))
     assert ChipStore(tmp_path / "other" / "chips.zarr").attrs["complete"] is False
     chip(*flags, "--chips.allow_overlap=true", splits=("train", "val"))
@@ -382,6 +384,58 @@ def test_splits_made_of_blocks_do_not_overlap(tmp_path, chip):
     assert "left out: scene " in made.printed
     table = gpd.read_parquet(tmp_path / "run" / "chips.parquet")
     assert set(table.split) == {"train", "val", "test"}
+
+
+def test_a_scene_that_is_mended_moves_no_other_to_another_split(tmp_path, chip):
+    for number in range(20):
+        place = UTM @ Affine.translation(100 * (number % 5), 100 * (number // 5))
+        write_image(tmp_path / "data" / f"{number}.tif", position_coded(40, 40), transform=place)
+        write_label(tmp_path / "data" / f"{number}.geojson", [box(place, 3, 3, 9, 9)])
+    flags = [
+        "--data.image={id}.tif", "--data.label={id}.geojson", "--chips.size=20", "--split.by=blocks", "--split.block=60",
+        "--split.buffer=0",
+    ]  # fmt: skip
+    broken = tmp_path / "data" / "7.tif"
+    whole = broken.read_bytes()
+    broken.write_text("no")
+    with pytest.raises(WorkError, match="1 of 20 scenes could not be used"):
+        chip(*flags, splits=("train", "val", "test"))
+    before = gpd.read_parquet(tmp_path / "run" / "scenes.parquet").set_index("scene_id").split
+    broken.write_bytes(whole)
+    made = chip(*flags, splits=("train", "val", "test"))
+    after = gpd.read_parquet(tmp_path / "run" / "scenes.parquet").set_index("scene_id").split
+    assert after.to_dict() == before.to_dict()
+    assert after["7"] == "train"
+    assert made.chips.written.all()
+    # And so does every other command divide them.
+    run = RunConfig(
+        run_dir=str(tmp_path / "run"), split=SplitConfig(by="blocks", block=60, buffer=0),
+        data=DataConfig(root=str(tmp_path / "data"), image="{id}.tif", label="{id}.geojson"),
+    )  # fmt: skip
+    found = find_scenes(run, ["test"]).scenes
+    assert [scene.scene_id for scene in found] == sorted(after[after == "test"].index, key=int)
+    with pytest.raises(InputError, match=r"split.block was 60.0, now 70.0"):
+        chip(*flags, "--split.block=70", splits=("train", "val", "test"))
+
+
+def test_local_grids_cannot_be_compared(tmp_path, chip):
+    local = 'LOCAL_CS["a field",UNIT["metre",1]]'
+    for split in ("train", "val"):
+        write_image(tmp_path / "data" / split / "scene_1.tif", position_coded(40, 40), crs=local)
+        write_image(tmp_path / "data" / split / "label_1.tif", np.ones((1, 40, 40), np.uint8), crs=local)
+    made = chip("--data.label={split}/label_{id}.tif", splits=("train", "val"))
+    assert "2 scenes have no CRS" in made.printed
+
+
+def test_a_list_as_a_class_sets_its_scene_aside(tmp_path, chip):
+    for name in "12":
+        transform = write_scene(tmp_path / "data", "train", name)
+        write_label(
+            tmp_path / "data" / "train" / f"label_{name}.geojson", [box(transform, 3, 3, 9, 9)],
+            properties=[{"kind": ["building", "shed"] if name == "2" else "building"}],
+        )  # fmt: skip
+    with pytest.raises(WorkError, match=r"scene 2 \(train\): label .* feature 0 has kind = .*, which is not in"):
+        chip("--labels.class_property=kind")
 
 
 def test_splits_of_a_manifest(tmp_path, chip):

@@ -137,3 +137,14 @@ def test_every_place_has_candidates_of_its_own():
     assert len({window for candidates in few for window in candidates}) == 15
     # Where pixels do not decide, there is nothing to try.
     assert all(len(candidates) == 1 for candidates in draw(ChipsConfig(size=32)))
+
+
+def test_a_small_area_in_a_large_scene_is_found():
+    aoi = shapely.box(3000, 2500, 3040, 2540)
+    inside = windows(ChipsConfig(size=32, per_scene=5), height=4000, width=4000, aoi=aoi)
+    assert len(inside) == 5
+    assert all(3000 <= one.col_off <= 3008 and 2500 <= one.row_off <= 2508 for one in inside)
+    touching = windows(ChipsConfig(size=32, per_scene=50, aoi_within=False), height=4000, width=4000, aoi=aoi)
+    assert len(touching) == 50
+    assert all(2968 < one.col_off < 3040 and 2468 < one.row_off < 2540 for one in touching)
+    assert min(one.col_off for one in touching) < 3000 < 3010 < max(one.col_off for one in touching)

@@ -7,11 +7,13 @@ georeferences makes.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyproj
+import pyproj.exceptions
 import shapely
 
 from geochip.plan import ChipPlan, PlannedScene
@@ -35,7 +37,7 @@ class Overlap:
     chips: int = 0
     """Chips of the train split that are in a pair."""
     unplaced: int = 0
-    """Scenes without a CRS, which cannot be compared."""
+    """Scenes without a CRS, or with a local one, which cannot be compared."""
 
     def to_json(self) -> dict[str, Any]:
         """For the attributes of the store."""
@@ -51,13 +53,13 @@ def audit_overlap(plan: ChipPlan, train_split: str, windows_of: Callable[[Planne
         windows_of: the windows of a scene; asked only of scenes that share ground with one of another split.
 
     Returns:
-        What overlaps; scenes without a CRS are left out and counted.
+        What overlaps; scenes that nothing relates to the earth are left out and counted.
     """
     scenes = [scene for split in plan.splits for scene in split.scenes if scene.usable and scene.places]
     if all(scene.split == train_split for scene in scenes) or all(scene.split != train_split for scene in scenes):
         return Overlap()
-    unplaced = sum(_header(scene).crs is None for scene in scenes)
-    placed = [scene for scene in scenes if _header(scene).crs is not None]
+    placed = [scene for scene in scenes if _is_placed(_header(scene).crs)]
+    unplaced = len(scenes) - len(placed)
     train, other = ([one for one in placed if (one.split == train_split) == flag] for flag in (True, False))
     if not train or not other:
         return Overlap(unplaced=unplaced)
@@ -86,6 +88,15 @@ def audit_overlap(plan: ChipPlan, train_split: str, windows_of: Callable[[Planne
 def _header(scene: PlannedScene) -> Scene:
     assert scene.scene is not None
     return scene.scene
+
+
+@lru_cache(maxsize=64)
+def _is_placed(crs: str | None) -> bool:
+    """Whether a CRS is related to the earth, which a local grid is not."""
+    try:
+        return crs is not None and bool(pyproj.Transformer.from_crs(crs, "EPSG:4326"))
+    except pyproj.exceptions.ProjError:
+        return False
 
 
 def _whole(planned: PlannedScene) -> list[Window]:

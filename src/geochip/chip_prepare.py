@@ -10,7 +10,7 @@ import shapely
 import geochip
 from geochip.chip_audit import Overlap, audit_overlap
 from geochip.config import RunConfig
-from geochip.errors import InputError
+from geochip.errors import InputError, WorkError
 from geochip.labels import Grid, LabelError, label_crs, read_aoi
 from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, plan_chips
 from geochip.sampling import candidates_of, places_of
@@ -30,6 +30,8 @@ class Prepared:
     overlap: Overlap | None
     """None where the windows are not known before the pixels are."""
     header: dict[str, Any]
+    nodata: float | None
+    """The store's nodata value."""
 
     @property
     def first(self) -> Scene:
@@ -45,40 +47,72 @@ def prepare(config: RunConfig) -> Prepared:
     """
     found = find_scenes(config)
     scenes = {(scene.split, scene.scene_id): scene for scene in found.scenes}
-    aois: dict[Name, shapely.Geometry] = {}
-    faults = []
-    for name, scene in scenes.items():
-        fault = label_fault(scene)
-        try:
-            if (path := aoi_path(config, *name)) is not None and fault is None:
-                aois[name] = read_aoi(str(path), grid_of(scene))
-        except LabelError as error:
-            fault = str(error)
-        if fault:
-            faults.append((scene, fault))
-    catalogue = set_aside(found, faults)
-    catalogue = set_aside(catalogue, odd_ones(catalogue.scenes))
+    aois, faults, uncertain = label_faults(scenes, config)
+    catalogue = set_aside(found, [(scenes[name], fault) for name, fault in faults.items()])
     store = config.chip_store
-    known = read_header(store) if store.exists() else None
+    known = (read_header(store) if store.exists() else None) or {}
+    # A store that is there decides: most scenes may have been others when it was made.
+    layout = known.get("layout")
+    like = (layout["dtype"], tuple(layout["band_names"])) if layout else None
+    catalogue = set_aside(catalogue, odd_ones(catalogue.scenes, like))
     plan = plan_chips(
         catalogue.order,
         scenes,
         config.chips,
         unusable=frozenset((item.split, item.scene_id) for item in catalogue.bad),
         aois=aois,
-        reserved={_name(key): places for key, places in ((known or {}).get("places") or {}).items()},
+        reserved={_name(key): places for key, places in known.get("places", {}).items()},
+        uncertain=uncertain,
+        shard=layout["shard"] if layout else None,
     )
     if not plan.chips:
         raise InputError(
             "chips.aoi, chips.edge: no scene has room for a chip; choose a smaller chips.size, another chips.edge, or "
             "chips.aoi_within false"
         )
+    if layout is None:
+        first, nodata = catalogue.scenes[0], [one.nodata for one in scenes.values() if one.nodata is not None]
+        layout = {
+            "shard": plan.shard,
+            "dtype": first.dtype,
+            "band_names": list(first.band_names),
+            # What the network may take for nodata is one value; scenes with another one get it in their chips. As
+            # text: JSON has no NaN.
+            "nodata": str(nodata[0]) if nodata else None,
+        }
     places = {one.name: one.places for split in plan.splits for one in split.scenes if one.reserved}
-    header = make_header(*chips_depend_on(plan, config), places=places)
+    header = make_header(*chips_depend_on(plan, config), places=places, layout=layout)
     overlap = None
     if not config.chips.depend_on_content:
         overlap = audit_overlap(plan, config.train.split, lambda scene: planned_windows(scene, config))
-    return Prepared(catalogue=catalogue, plan=plan, scenes=scenes, overlap=overlap, header=header)
+    return Prepared(
+        catalogue=catalogue,
+        plan=plan,
+        scenes=scenes,
+        overlap=overlap,
+        header=header,
+        nodata=None if layout["nodata"] is None else float(layout["nodata"]),
+    )
+
+
+def label_faults(
+    scenes: Mapping[Name, Scene], config: RunConfig
+) -> tuple[dict[Name, shapely.Geometry], dict[Name, str], frozenset[Name]]:
+    """Areas of interest; what is wrong with labels and areas; and the scenes whose area cannot be read."""
+    aois: dict[Name, shapely.Geometry] = {}
+    faults: dict[Name, str] = {}
+    uncertain = set()
+    for name, scene in scenes.items():
+        if fault := label_fault(scene):
+            faults[name] = fault
+        if (path := aoi_path(config, *name)) is None:
+            continue
+        try:
+            aois[name] = read_aoi(str(path), grid_of(scene))
+        except LabelError as error:
+            uncertain.add(name)
+            faults[name] = f"chips.aoi: {str(error).removeprefix('label ')}"
+    return aois, faults, frozenset(uncertain)
 
 
 def _name(key: str) -> Name:
@@ -116,11 +150,16 @@ def planned_windows(planned: PlannedScene, config: RunConfig) -> list[Window]:
     return [place[0] for place in candidates[: planned.places]]
 
 
-def judge_overlap(overlap: Overlap, config: RunConfig) -> None:
+def judge_overlap(overlap: Overlap, config: RunConfig, error: type[InputError] | type[WorkError] = InputError) -> None:
     """Say what the audit found.
 
+    Args:
+        overlap: what it found.
+        config: says whether it is allowed.
+        error: `WorkError` when the chips are cut already.
+
     Raises:
-        InputError: when training and validation or test chips share ground and that is not allowed.
+        InputError, WorkError: when training and validation or test chips share ground and that is not allowed.
     """
     if overlap.unplaced:
         print(f"{overlap.unplaced} scenes have no CRS: whether they share ground with other splits cannot be told")
@@ -132,7 +171,7 @@ def judge_overlap(overlap: Overlap, config: RunConfig) -> None:
         f"{config.train.split} and one in another split: {named}"
     )
     if not config.chips.allow_overlap:
-        raise InputError(
+        raise error(
             f"{found}. Scores on such chips are better than the model is; divide the scenes anew (split.by: blocks), "
             "or go on with --chips.allow_overlap true, which the store, the model and eval.json then say"
         )
@@ -144,7 +183,7 @@ def store_attributes(ready: Prepared, config: RunConfig) -> dict[str, Any]:
     first, size = ready.first, config.chips.size
     low, high = config.chips.size_range or (size, size)
     sizes = [scene.pixel_size for scene in ready.catalogue.scenes if scene.pixel_size is not None]
-    nodata = store_nodata(ready)
+    nodata = ready.nodata
     return {
         "geochip_version": geochip.__version__,
         "config": {
@@ -164,11 +203,6 @@ def store_attributes(ready: Prepared, config: RunConfig) -> dict[str, Any]:
         "pixel_size_range": [min(sizes) * low / size, max(sizes) * high / size] if sizes else None,
         "fingerprint": ready.header["fingerprint"],
     }
-
-
-def store_nodata(ready: Prepared) -> float | None:
-    """The nodata value of a whole store: the first that a scene declares."""
-    return next((scene.nodata for scene in ready.scenes.values() if scene.nodata is not None), None)
 
 
 def windows_by_scene(plan: ChipPlan, results: Mapping[str, SplitResult]) -> dict[Name, list[Window]]:

@@ -15,6 +15,8 @@ from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, SplitResult
 
 Record = Mapping[str, Any]
 
+_NAMED = 5
+
 _SMALL_ARRAYS = 12
 """Arrays beside image and label in a split's group."""
 # Libraries, GDAL's cache, one scene: what a worker holds besides the shard that it makes.
@@ -65,6 +67,11 @@ def describe_plan(plan: ChipPlan, catalogue: Catalogue, config: RunConfig, expec
         print(f"left out: {item}")
     for item in catalogue.bad:
         print(f"set aside: {item}")
+    cramped = [one for split in plan.splits for one in split.scenes if one.usable and one.places < one.wanted]
+    for one in cramped[:_NAMED]:
+        print(f"scene {one.scene_id} ({one.split}): room for {one.places} of {one.wanted} different windows")
+    if len(cramped) > _NAMED:
+        print(f"... and {len(cramped) - _NAMED} more scenes with room for fewer windows than were asked for")
     size = config.chips.size
     counts = ", ".join(f"{split.chips} in {split.split}" for split in plan.splits)
     scenes = sum(len(split.scenes) for split in plan.splits)

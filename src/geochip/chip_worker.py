@@ -198,14 +198,14 @@ class _Shard:
         chips = self.job.chips
         for number, candidates in enumerate(places):
             position = at + number
-            luck = self._luck(cut.scene, cut.first + number, len(candidates))
-            for window, chance in zip(candidates, luck, strict=True):
+            negative = self._may_be_negative(cut.scene, cut.first + number)
+            for window in candidates:
                 image, chip_label = self.image_cbhw[position], self.label_chw[position]
                 clock = time.perf_counter()
                 chip_label[...] = label.read(window, self._resampled)
                 clock = self._spend("rasterize", clock)
                 # Without any target in sight the image, which takes the time, need not be read.
-                if chips.target_classes and chance >= chips.negative_rate and not self._targets(chip_label):
+                if not negative and not self._targets(chip_label):
                     continue
                 valid = pixels.read_into(window, image)
                 if not valid.all():
@@ -213,7 +213,7 @@ class _Shard:
                     if self.job.nodata is not None:
                         image[:, ~valid] = self.job.nodata
                 self._spend("read", clock)
-                if not chips.depend_on_content or self._fits(chip_label, chance):
+                if not chips.depend_on_content or self._fits(chip_label, negative):
                     self.windows[position] = window.row_off, window.col_off, window.height
                     self.status[position] = CHIP_WRITTEN
                     yield position
@@ -221,24 +221,25 @@ class _Shard:
             else:
                 self.met += chips.method == "random"
 
-    def _luck(self, planned: PlannedScene, place: int, tries: int) -> npt.NDArray[np.float64]:
-        """A number in [0, 1) for each try at a place, which decides on windows without targets."""
-        if not self.job.chips.target_classes:
-            return np.zeros(tries)
-        return scene_generator(self.job.chips.seed, f"{planned.scene_id}/negatives/{place}").random(tries)
+    def _may_be_negative(self, planned: PlannedScene, place: int) -> bool:
+        """Whether the chip of a place may be without targets, drawn once for each place."""
+        chips = self.job.chips
+        if not chips.target_classes:
+            return True
+        return scene_generator(chips.seed, f"{planned.scene_id}/negatives/{place}").random() < chips.negative_rate
 
     def _targets(self, label_hw: npt.NDArray[np.uint8]) -> int:
         """Number of pixels of the wanted classes."""
         ids = [self.job.rules.classes.index(name) for name in self.job.chips.target_classes]
         return int(np.isin(label_hw, ids).sum())
 
-    def _fits(self, label_hw: npt.NDArray[np.uint8], chance: float) -> bool:
+    def _fits(self, label_hw: npt.NDArray[np.uint8], negative: bool) -> bool:
         """Whether a chip has enough valid pixels, and enough of the wanted classes among them or is kept without."""
         chips = self.job.chips
         valid = np.count_nonzero(label_hw != IGNORE)
         if valid < chips.min_valid * label_hw.size:
             return False
-        if not chips.target_classes or chance < chips.negative_rate:
+        if negative:
             return True
         wanted = self._targets(label_hw)
         return wanted >= max(1, chips.min_target_fraction * valid)

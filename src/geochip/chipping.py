@@ -30,7 +30,6 @@ from geochip.chip_prepare import (
     judge_overlap,
     prepare,
     store_attributes,
-    store_nodata,
     windows_by_scene,
     windows_without_place,
 )
@@ -65,6 +64,8 @@ from geochip.store import (
     finish_chip_store,
     journal_path,
     read_journal,
+    refuse_other,
+    reopen_chip_store,
     shards_there,
     sweep_locks,
 )
@@ -101,23 +102,32 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
     describe_plan(ready.plan, ready.catalogue, config, expected)
     if ready.overlap is not None:
         judge_overlap(ready.overlap, config)
-    if dry_run:
-        return
     store = config.chip_store
+    if dry_run:
+        known, records, _ = read_journal(journal_path(store))
+        if store.exists() and known is not None:
+            refuse_other(known, ready.header, records, store=store, option="chips.store")
+            missing = len(missing_tasks(ready.plan, store, records))
+            print(f"{ready.plan.shards - missing} of {ready.plan.shards} shards are there already")
+        return
     if not store.exists():
         require_cluster(config.cluster)
     with Journal.of_store(store, ready.header, option="chips.store") as journal:
-        if not store.exists():
+        if store.exists():
+            reopen_chip_store(store)
+        else:
+            # Before the store: with split.by: blocks it says which scene is in which split, once there is a store.
+            write_table(catalogue_frame(ready.catalogue), config.catalogue_path)
             create_store(ready, config)
-        sweep_locks(store)
         cut_chips(ready, config, journal)
+        # Not before: writers that an earlier driver left behind, on other machines, may still hold some.
+        sweep_locks(store)
         finish(ready, config, journal.records)
 
 
 def create_store(ready: Prepared, config: RunConfig) -> None:
     """Create the store with the plan in it and no pixels."""
-    # What the network may take for nodata is one value; scenes with another one get it in their chips.
-    nodata = store_nodata(ready)
+    nodata = ready.nodata
     layouts = [
         SplitLayout(
             name=split.split,
@@ -171,7 +181,7 @@ def cut_chips(ready: Prepared, config: RunConfig, journal: Journal) -> None:
             labels=instead,
             bands=len(ready.first.bands),
             dtype=ready.first.dtype,
-            nodata=store_nodata(ready),
+            nodata=ready.nodata,
             statistics_of=config.train.split,
         )
         to_do = (task for task in plan.tasks() if task.key in missing)
@@ -215,8 +225,8 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
     """Write what the tasks found out into the store, the tables beside it, and tell it.
 
     Raises:
-        InputError: when chips of different splits overlap, where that shows only now.
-        WorkError: when more scenes are bad than `data.max_bad_scenes` allows.
+        WorkError: when chips of different splits overlap, where that shows only now, or when more scenes are bad than
+            `data.max_bad_scenes` allows.
     """
     plan, store, classes = ready.plan, config.chip_store, config.data.classes
     by_split = {split.split: [task.key for task in plan.tasks() if task.split == split.split] for split in plan.splits}
@@ -232,7 +242,7 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
     if overlap is None:
         cut_windows = windows_by_scene(plan, results)
         overlap = audit_overlap(plan, config.train.split, lambda scene: cut_windows[scene.split, scene.scene_id])
-        judge_overlap(overlap, config)
+        judge_overlap(overlap, config, WorkError)
     statistics = statistics_of_split(
         records_of(config.train.split), config.train.split, len(ready.first.bands), classes
     )
@@ -247,9 +257,9 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
     for split in plan.splits:
         describe_split(split, results[split.split], classes)
     describe_bands(statistics, ready.first.band_names)
+    size, peak = sum(one["bytes"] for one in records.values()), max(one["peak_bytes"] for one in records.values())
     print(
-        f"{store}: {megabytes(sum(record['bytes'] for record in records.values()))} of chips, made by workers of at most "
-        f"{megabytes(max(record['peak_bytes'] for record in records.values()))}; open it with "
+        f"{store}: {megabytes(size)} of chips, made by workers of at most {megabytes(peak)}; open it with "
         f"xarray.open_datatree({str(store)!r}), see some with --preview, or open {config.chip_table_path} in QGIS"
     )
     describe_faults(
@@ -279,7 +289,12 @@ def verify(config: RunConfig) -> None:
     store = ChipStore(config.chip_store)
     if not store.attrs["complete"]:
         raise InputError(f"{store.path} is not complete; run python -m geochip.chipping again, which goes on with it")
-    _, records, _ = read_journal(journal_path(store.path))
+    known, records, _ = read_journal(journal_path(store.path))
+    if known is None:
+        raise InputError(
+            f"{journal_path(store.path)} is not there, which says what {store.path} should hold; copy it along with "
+            "the store, or make the store anew"
+        )
     faults: list[str] = []
     checked: dict[str, Any] = {}
     shards = shards_to_verify(store)

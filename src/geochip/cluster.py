@@ -6,6 +6,7 @@ thousand tasks before the first one starts, and memory for as long as the run la
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,11 +23,12 @@ _TASKS_IN_FLIGHT_PER_THREAD = 3
 
 # GDAL's default cache is 5 % of the machine for every process, which on a large shared node is more than a job's share.
 _WORKER_ENVIRONMENT = {
-    "GDAL_CACHEMAX": "256",
+    "GDAL_CACHEMAX": "128",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     # What a task frees the next one takes again: giving it back to the system in between costs a twentieth of the work.
+    "MALLOC_ARENA_MAX": "2",
     "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
 }
@@ -68,8 +70,7 @@ def dask_client(cluster: ClusterConfig, *, threads_per_worker: int = 1) -> Itera
                 # Ctrl-C reaches every process of the terminal. The driver ends the workers; they need not speak of it.
                 # And what is there when a worker has started stays: looking through it for garbage takes time.
                 "distributed.worker.preload": [
-                    "import gc, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-                    "gc.freeze(); gc.set_threshold(50_000)"
+                    "import gc, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); gc.freeze()"
                 ],
             }
         ),
@@ -116,6 +117,26 @@ def worker_count(client: Client) -> int:
     return len(client.scheduler_info(n_workers=-1)["workers"])
 
 
+def _address(client: Client) -> str:
+    return str(client.scheduler.address) if client.scheduler else "?"
+
+
+def wait_for_a_worker(client: Client, *, seconds: float = 15.0) -> None:
+    """Return when there is a worker; while there is none, say so every few seconds."""
+    waited = 0.0
+    while True:
+        try:
+            client.wait_for_workers(1, timeout=seconds)
+            return
+        except TimeoutError:
+            waited += seconds
+            print(
+                f"waiting for a Dask worker: none has come to {_address(client)} for {waited:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
 def run_tasks(
     client: Client,
     function: Callable[..., Any],
@@ -135,6 +156,7 @@ def run_tasks(
         Exception: what the function raised, after the tasks in flight have been cancelled.
     """
     waiting = iter(tasks)
+    wait_for_a_worker(client)
     threads = sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
     keys: dict[Any, str] = {}
 
@@ -160,7 +182,7 @@ def run_tasks(
     except (FutureCancelledError, CommClosedError) as error:
         # Nobody here cancels what is then waited for: the scheduler is gone, and with it what it knew of the tasks.
         raise WorkError(
-            f"the Dask scheduler at {client.scheduler.address if client.scheduler else '?'} was lost; what is finished "
+            f"the Dask scheduler at {_address(client)} was lost; what is finished "
             "is kept: start a cluster again and run the same command again, which goes on from there"
         ) from error
     except KilledWorker as error:

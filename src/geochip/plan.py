@@ -17,7 +17,7 @@ import numpy.typing as npt
 import shapely
 
 from geochip.config import ChipsConfig, RunConfig
-from geochip.sampling import places_of
+from geochip.sampling import places_of, wanted_of
 from geochip.scenes import Scene, scene_digest
 
 _CHIPS_PER_SHARD = 64
@@ -44,7 +44,9 @@ class PlannedScene:
     usable: bool = True
     """Whether it is to be cut; False for one that was set aside, whose places stay empty."""
     reserved: bool = False
-    """Whether the number of places was fixed before the header could be read."""
+    """Whether the number of places was fixed before header and area of interest could be read."""
+    wanted: int = 0
+    """Chips that were asked for; there may be less room."""
 
     @property
     def name(self) -> str:
@@ -149,6 +151,8 @@ def plan_chips(
     unusable: frozenset[Name] = frozenset(),
     aois: Mapping[Name, shapely.Geometry] | None = None,
     reserved: Mapping[Name, int] | None = None,
+    uncertain: frozenset[Name] = frozenset(),
+    shard: int | None = None,
 ) -> ChipPlan:
     """Give every scene its places and share them out over shards.
 
@@ -158,7 +162,9 @@ def plan_chips(
         chips: size, number and seed.
         unusable: scenes that keep their places but are not to be cut.
         aois: areas of interest, in pixel coordinates.
-        reserved: places that were fixed earlier, when the header could not be read.
+        reserved: places that were fixed earlier, when header or area of interest could not be read.
+        uncertain: scenes whose area of interest cannot be read, so that their places are a guess.
+        shard: chips in a shard of the store that is there already; None: to be decided.
 
     Returns:
         The plan; splits in the order in which they first occur. A scene without a header gets as many places as most
@@ -167,6 +173,10 @@ def plan_chips(
     aois, reserved = aois or {}, reserved or {}
     counted = {
         name: places_of(chips, scene_id=scene.scene_id, height=scene.height, width=scene.width, aoi=aois.get(name))
+        for name, scene in scenes.items()
+    }
+    wanted = {
+        name: wanted_of(chips, height=scene.height, width=scene.width, aoi=aois.get(name))
         for name, scene in scenes.items()
     }
     # Ties go to the larger number, however the scenes are ordered.
@@ -182,13 +192,14 @@ def plan_chips(
                 scene=scenes.get(name),
                 aoi=aois.get(name),
                 usable=name in scenes and name not in unusable,
-                reserved=kept is not None or name not in scenes,
+                reserved=kept is not None or name not in scenes or name in uncertain,
+                wanted=wanted.get(name, 0),
             )
         )
     splits = tuple(SplitPlan(split=split, scenes=tuple(members)) for split, members in planned.items())
     one = next(iter(scenes.values()))
     chip_bytes = chips.size**2 * (len(one.bands) * np.dtype(one.dtype).itemsize + 1)
-    return ChipPlan(splits=splits, shard=_chips_per_shard(usual, chip_bytes, sum(counted.values())))
+    return ChipPlan(splits=splits, shard=shard or _chips_per_shard(usual, chip_bytes, sum(counted.values())))
 
 
 def _chips_per_shard(per_scene: int, chip_bytes: int, chips: int) -> int:
@@ -214,8 +225,12 @@ def chips_depend_on(plan: ChipPlan, config: RunConfig) -> tuple[dict[str, Any], 
     settings |= {f"labels.{name}": value for name, value in asdict(config.labels).items()}
     settings |= {f"chips.{name}": value for name, value in asdict(chips).items()}
     # An overlap that is allowed changes no chip.
-    for name in ("store", "allow_overlap", "aoi"):
+    for name in ("store", "allow_overlap"):
         del settings[f"chips.{name}"]
+    # What the files hold is in the scenes' digests, and they may lie elsewhere.
+    settings["chips.aoi"] = chips.aoi is not None
+    if config.split.by == "blocks":
+        settings |= {f"split.{name}": value for name, value in asdict(config.split).items()}
     settings["train.split"] = config.train.split
     return settings, {scene.name: _digests(scene) for split in plan.splits for scene in split.scenes}
 
@@ -224,8 +239,8 @@ def _digests(planned: PlannedScene) -> dict[str, str | None]:
     if planned.scene is None:
         return {"header": None, "content": None}
     digests: dict[str, str | None] = {**scene_digest(planned.scene, with_label=planned.usable)}
-    if planned.aoi is not None:
-        digests["header"] = f"{digests['header']}-{hashlib.sha256(shapely.to_wkb(planned.aoi)).hexdigest()[:16]}"
     if not planned.usable:
         digests["content"] = None
+    elif planned.aoi is not None:
+        digests["content"] = f"{digests['content']}-{hashlib.sha256(shapely.to_wkb(planned.aoi)).hexdigest()[:16]}"
     return digests

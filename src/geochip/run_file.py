@@ -68,7 +68,7 @@ def parse_command(
             parser.add_argument(f"--{name}", action="store_true", help=text)
     # No keys of the run file, so that --print_config does not print them.
     given = frozenset(name for name in switches if f"--{name}" in argv)
-    argv = [word for word in argv if word.removeprefix("--") not in given]
+    argv = [word for word in argv if word not in {f"--{name}" for name in given}]
     # The bare flag prints the comments too: they are where a person learns what a key means.
     argv = ["--print_config=comments" if word == "--print_config" else word for word in argv]
     for path in _named_run_files(argv):

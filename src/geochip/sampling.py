@@ -46,6 +46,11 @@ def places_of(
     return min(_wanted(chips, height, width, aoi), _positions(chips, height, width))
 
 
+def wanted_of(chips: ChipsConfig, *, height: int, width: int, aoi: shapely.Geometry | None = None) -> int:
+    """Number of random chips that are asked for, whether there is room or not; 0 for a grid, which takes what fits."""
+    return 0 if chips.method == "grid" else _wanted(chips, height, width, aoi)
+
+
 def candidates_of(
     chips: ChipsConfig, *, scene_id: str, height: int, width: int, aoi: shapely.Geometry | None = None
 ) -> list[list[Window]]:
@@ -111,32 +116,57 @@ def _draw(
     """At most `wanted` different windows, uniform over sizes and, for each size, over positions."""
     rng = scene_generator(chips.seed, scene_id)
     low, high = _sides(chips)
-    if _positions(chips, height, width) <= max(_LISTED_AT_MOST, 2 * wanted):
-        every = _list_all(low, high, height, width)
+    sides = np.arange(low, high + 1)
+    left, top, right, bottom = (None,) * 4 if aoi is None else shapely.bounds(aoi).tolist()
+    rows_from, rows_to = _span(sides, height, top, bottom, chips.aoi_within)
+    cols_from, cols_to = _span(sides, width, left, right, chips.aoi_within)
+    positions = np.maximum(rows_to - rows_from, 0) * np.maximum(cols_to - cols_from, 0)
+    if not positions.sum():
+        return np.empty((0, 3), np.int64)
+    if positions.sum() <= max(_LISTED_AT_MOST, 2 * wanted):
+        spans = zip(sides, rows_from, rows_to, cols_from, cols_to, strict=True)
+        every = np.concatenate([_list_all(*map(int, span)) for span in spans])
         every = every[_fits(every, chips, height, width, aoi)]
         return every[rng.permutation(len(every))[:wanted]]
     found: dict[tuple[int, int, int], None] = {}
-    left = wanted * _DRAWS_PER_WINDOW
-    while len(found) < wanted and left > 0:
+    draws_left = wanted * _DRAWS_PER_WINDOW
+    while len(found) < wanted and draws_left > 0:
         many = max(64, 2 * (wanted - len(found)))
-        left -= many
+        draws_left -= many
         # Row, column and size of a window in turn: what is drawn does not depend on how many are drawn at once.
         draws = rng.random((many, 3))
-        sides = low + np.floor(draws[:, 2] * (high - low + 1)).astype(np.int64)
-        rows = np.floor(draws[:, 0] * (np.maximum(height - sides, 0) + 1)).astype(np.int64)
-        cols = np.floor(draws[:, 1] * (np.maximum(width - sides, 0) + 1)).astype(np.int64)
-        boxes = np.stack([rows, cols, sides], axis=1)
+        size = np.floor(draws[:, 2] * len(sides)).astype(np.int64)
+        rows = rows_from[size] + np.floor(draws[:, 0] * (rows_to - rows_from)[size]).astype(np.int64)
+        cols = cols_from[size] + np.floor(draws[:, 1] * (cols_to - cols_from)[size]).astype(np.int64)
+        boxes = np.stack([rows, cols, sides[size]], axis=1)[positions[size] > 0]
         for box in boxes[_fits(boxes, chips, height, width, aoi)].tolist():
             found.setdefault(tuple(box))
     return np.array(list(found)[:wanted], np.int64).reshape(-1, 3)
 
 
-def _list_all(low: int, high: int, height: int, width: int) -> _Boxes:
-    pieces = []
-    for side in range(low, high + 1):
-        rows, cols = np.indices((max(height - side, 0) + 1, max(width - side, 0) + 1)).reshape(2, -1)
-        pieces.append(np.stack([rows, cols, np.full_like(rows, side)], axis=1))
-    return np.concatenate(pieces)
+def _span(
+    sides: npt.NDArray[np.int64], length: int, lowest: float | None, highest: float | None, within: bool
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """First offset, and the one after the last, of windows of each size along one axis.
+
+    The bounds of the area of interest leave room for no others; whether it covers a window is another question.
+    """
+    first, stop = np.zeros_like(sides), np.maximum(length - sides, 0) + 1
+    if lowest is None or highest is None:
+        return first, stop
+    if np.isnan(lowest):
+        return first, first
+    low, high = int(np.floor(lowest)), int(np.ceil(highest))
+    if within:
+        # What hangs over the scene's edge need not be covered.
+        return np.maximum(first, low), np.minimum(stop, np.where(sides > length, 1, high - sides + 1))
+    return np.maximum(first, low - sides), np.minimum(stop, high + 1)
+
+
+def _list_all(side: int, rows_from: int, rows_to: int, cols_from: int, cols_to: int) -> _Boxes:
+    """All windows of one size."""
+    rows, cols = np.indices((max(rows_to - rows_from, 0), max(cols_to - cols_from, 0))).reshape(2, -1)
+    return np.stack([rows + rows_from, cols + cols_from, np.full_like(rows, side)], axis=1)
 
 
 def _fits(

@@ -1,7 +1,7 @@
 """Statistics of bands that add up: each task counts its own pixels, the driver adds the counts in any grouping.
 
-They are of a sample of the valid pixels, but for the range, which is of all: of every chip some rows and columns, all of
-a small chip and at least 75 x 75 of a large one. Over thousands of chips that is as good as all pixels are, for a
+They are of a sample of the valid pixels, but for the range, which is of all: of every chip some rows and columns, all
+of a small chip and at least 75 x 75 of a large one. Over thousands of chips that is as good as all pixels are, for a
 sixteenth of the work. Mean and standard deviation of integer pixels come from exact integer sums, so that no order of
 tasks changes them.
 

@@ -39,7 +39,7 @@ class ChipsConfig:
     min_target_fraction: float = 0.01
     """Smallest share of a chip's valid pixels, 0 to 1, that is of target_classes."""
     negative_rate: float = 0.0
-    """Share of the windows with less than min_target_fraction that are kept all the same, 0 to 1."""
+    """Share of the chips, 0 to 1, that may hold less than min_target_fraction: the first window tried does for them."""
     max_tries: int = 20
     """Windows tried for each random chip under min_valid and target_classes; a chip for which none fits is dropped and
     counted."""

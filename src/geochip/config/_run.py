@@ -189,7 +189,11 @@ class RunConfig:
                 f"must give a share to each of data.splits: {', '.join(data.splits)}",
             ),
             (
-                labels.class_property is not None or len(data.classes) <= 2 or data.raster_labels,
+                labels.class_property is not None
+                or len(data.classes) <= 2
+                or data.raster_labels
+                # Whose labels the table names.
+                or self.split.by == "manifest",
                 "labels.class_property",
                 labels.class_property,
                 f"must name the property that tells the {len(data.classes) - 1} classes of geometries apart",

@@ -92,7 +92,9 @@ def class_ids(
             f"label {path} has no property {name!r}, which labels.class_property asks for; it has "
             f"{', '.join(columns) or 'none'}"
         )
-    codes, values = pd.factorize(column[drawn])
+    # A list, as GeoJSON allows for a property, is no value that can be compared: its text is.
+    cells = [str(cell) if isinstance(cell, (list, dict, np.ndarray)) else cell for cell in column[drawn]]
+    codes, values = pd.factorize(np.array(cells, dtype=object) if column.dtype == object else column[drawn])
     ids = [rules.value_of(as_text(value)) for value in values]
     known = np.array([number is not None for number in ids] + [False])
     wrong = np.flatnonzero(~known[codes])

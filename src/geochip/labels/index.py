@@ -23,7 +23,7 @@ from geochip.labels.vector import INDEX_SUFFIX, ORDER, UNREADABLE
 _INDEXED = (".fgb", ".gpkg", ".shp", ".gdb", ".sqlite")
 
 
-def indexed_label(path: str, directory: Path, *, at_least: int = 64 * 2**20) -> str:
+def indexed_label(path: str, directory: Path, *, at_least: int = 4 * 2**20) -> str:
     """The file to read in place of a label: a copy with a spatial index, when that is worth it.
 
     A GeoJSON must be gone through whole to find the features of one window. One of 10^6 polygons is copied into a

@@ -84,6 +84,8 @@ class SceneLabel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+        # The tiles know how to draw themselves from this label: a circle, which would keep both until the next sweep.
+        del self._tiles, self._source
 
     def read(self, window: Window, size: int | None = None) -> npt.NDArray[np.uint8]:
         """Read one window.

@@ -1,7 +1,8 @@
 """Splits made by geochip: the ground is divided into squares, and each square goes to one split with all its scenes.
 
 Neighbouring scenes look alike: divided at random they would let a model be tested on what it was trained on. What is
-decided here depends on the scenes' headers and the configuration alone, so every command comes to the same division.
+decided here depends on the scenes' headers and the configuration alone. Once there is a chip store, the division is the
+one that it was made with, which its catalogue tells: a scene that is mended or added later moves no other scene.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyproj
 import shapely
 
@@ -64,6 +66,35 @@ def divide(described: Sequence[Scene | SetAside], config: RunConfig) -> Division
         if split_of.get(item.scene_id, config.train.split) == split and item.scene_id not in close
     )
     return Division(members=members, buffered=tuple(close.values()))
+
+
+def recorded_division(described: Sequence[Scene | SetAside], config: RunConfig) -> Division | None:
+    """The division that the chip store was made with; None without a store.
+
+    Args:
+        described: the scenes; those that the store's catalogue does not know are counted to train.split.
+        config: names the store.
+    """
+    if not (config.chip_store.is_dir() and config.catalogue_path.is_file()):
+        return None
+    table = pd.read_parquet(config.catalogue_path, columns=["scene_id", "split", "status", "reason"])
+    known = {str(row["scene_id"]): row for row in table.to_dict("records")}
+    members: dict[str, list[Scene | SetAside]] = {split: [] for split in config.data.splits}
+    buffered = []
+    for item in described:
+        row = known.get(item.scene_id)
+        if row is not None and row["status"] == "buffered":
+            path = item.image if isinstance(item, Scene) else item.path
+            buffered.append(
+                SetAside(scene_id=item.scene_id, split=str(row["split"]), path=path, reason=str(row["reason"]))
+            )
+            continue
+        split = config.train.split if row is None else str(row["split"])
+        if split not in members:
+            # Of a store with other splits, which whoever opens it will be told.
+            return None
+        members[split].append(replace(item, split=split))
+    return Division(members=tuple(item for split in members.values() for item in split), buffered=tuple(buffered))
 
 
 def _outlines(scenes: Sequence[Scene]) -> npt.NDArray[Any]:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from geochip.errors import InputError, WorkError
@@ -12,6 +13,10 @@ from geochip.scenes.header import SetAside
 from geochip.scenes.reader import Scene
 
 _SHOWN = 5
+
+
+# Of an image, at either end.
+_END_BYTES = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +63,14 @@ def set_aside(catalogue: Catalogue, faults: Iterable[tuple[Scene, str]]) -> Cata
     return usable(replace(catalogue, scenes=kept, bad=(*catalogue.bad, *gone)))
 
 
-def odd_ones(scenes: Sequence[Scene]) -> list[tuple[Scene, str]]:
-    """Scenes that cannot share an array with the others: another dtype or other bands than most have."""
-    (dtype, bands), _ = Counter((scene.dtype, scene.band_names) for scene in scenes).most_common(1)[0]
+def odd_ones(scenes: Sequence[Scene], like: tuple[str, tuple[str, ...]] | None = None) -> list[tuple[Scene, str]]:
+    """Scenes that cannot share an array with the others: another dtype or other bands.
+
+    Args:
+        scenes: the scenes.
+        like: dtype and band names that they must have; None: those that most of them have.
+    """
+    (dtype, bands) = like or Counter((scene.dtype, scene.band_names) for scene in scenes).most_common(1)[0][0]
     return [
         (
             scene,
@@ -81,27 +91,62 @@ def scene_digest(scene: Scene, *, with_label: bool) -> dict[str, str]:
         with_label: whether its label counts.
 
     Returns:
-        "header": a digest of what the image's header says; "content": of the images' size in bytes and, if it
-        counts, of the label's bytes.
+        "header": a digest of what the image's header says; "content": of the images' sizes and of their first and last
+        bytes (all of every image would take as long to read as the work itself) and, if it counts, of the label's
+        bytes.
     """
     header = asdict(scene) | {"transform": tuple(scene.transform)[:6]}
     for name in ("image", "stack", "label", "image_bytes", "label_bytes"):
         del header[name]
     content = hashlib.sha256(f"{scene.image_bytes} ".encode())
+    for path in (scene.image, *scene.stack):
+        content.update(_ends_digest(path))
     if with_label and scene.label is not None:
-        content.update(_bytes_digest(scene.label))
+        facts = _facts(scene.label)
+        content.update(_label_digest(scene.label, facts))
     return {
         "header": hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16],
         "content": content.hexdigest()[:16],
     }
 
 
-def _bytes_digest(path: str) -> bytes:
+def _facts(path: str) -> tuple[int, int]:
+    """Size and time of change; zeros for what is not there."""
+    try:
+        facts = Path(path).stat()
+    except OSError:
+        return 0, 0
+    return facts.st_size, facts.st_mtime_ns
+
+
+@lru_cache(maxsize=64)
+def _label_digest(path: str, _facts: tuple[int, int]) -> bytes:
+    """Of a label's bytes; many scenes may share one, which is read once."""
+    # The attributes of a shapefile stand in a file of their own.
+    companions = [Path(path).with_suffix(".dbf")] if Path(path).suffix.lower() == ".shp" else []
+    return b"".join(_bytes_digest(file) for file in (Path(path), *companions))
+
+
+def _bytes_digest(path: Path) -> bytes:
     """Of a file's bytes; of why there are none where it cannot be read, which is told where it is used."""
     try:
-        with Path(path).open("rb") as file:
+        if path.is_dir():
+            # A geodatabase.
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return hashlib.sha256(b"".join(_bytes_digest(file) for file in files)).digest()
+        with path.open("rb") as file:
             # In pieces: a label of a whole city is not held in memory.
             return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        return f"unread {error.errno}".encode()
+
+
+def _ends_digest(path: str) -> bytes:
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(_END_BYTES)
+            file.seek(max(len(head), file.seek(0, 2) - _END_BYTES))
+            return hashlib.sha256(head + file.read()).digest()
     except OSError as error:
         return f"unread {error.errno}".encode()
 

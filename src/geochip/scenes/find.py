@@ -9,7 +9,7 @@ from pathlib import Path
 
 from geochip.config import RunConfig
 from geochip.errors import InputError
-from geochip.scenes.blocks import divide
+from geochip.scenes.blocks import Division, divide, recorded_division
 from geochip.scenes.catalogue import Catalogue, usable
 from geochip.scenes.header import SetAside, Source, describe
 from geochip.scenes.reader import Scene
@@ -53,8 +53,7 @@ def find_scenes(config: RunConfig, splits: Sequence[str] | None = None, *, need_
 
 
 def _in_blocks(config: RunConfig, wanted: Sequence[str], need_labels: bool) -> Catalogue:
-    # All scenes, whatever is wanted of them: every command must come to the same division.
-    division = divide(_described(undivided_sources(config), config.data.bands), config)
+    division = _division(config)
     described: list[Scene | SetAside] = []
     unlabelled: list[SetAside] = []
     for item in (item for split in wanted for item in division.members if item.split == split):
@@ -71,6 +70,12 @@ def _in_blocks(config: RunConfig, wanted: Sequence[str], need_labels: bool) -> C
     return replace(catalogue, buffered=tuple(item for item in division.buffered if item.split in wanted))
 
 
+def _division(config: RunConfig) -> Division:
+    # All scenes, whatever is wanted of them: every command must come to the same division.
+    described = _described(undivided_sources(config), config.data.bands)
+    return recorded_division(described, config) or divide(described, config)
+
+
 def describe_files(paths: Sequence[str], config: RunConfig) -> Catalogue:
     """Read the headers of images that are named one by one.
 
@@ -85,7 +90,7 @@ def describe_files(paths: Sequence[str], config: RunConfig) -> Catalogue:
     if doubled:
         raise InputError(f"scene id {doubled[0]!r} belongs to more than one of the named files; name each scene once")
     if config.split.by == "blocks" and any(source.split for source in sources):
-        division = divide(_described(undivided_sources(config), config.data.bands), config)
+        division = _division(config)
         split_of = {item.scene_id: item.split for item in (*division.members, *division.buffered)}
         sources = [replace(source, split=source.split and split_of[source.scene_id]) for source in sources]
     strangers = [source for source in sources if config.data.stack and not source.split]

@@ -37,9 +37,10 @@ def matching(data: DataConfig, split: str) -> list[tuple[str, str]]:
     return sorted(hits, key=lambda hit: natural(hit[0]))
 
 
-def natural(text: str) -> list[tuple[int, str]]:
-    """Sort key under which img9 comes before img10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+def natural(text: str) -> tuple[list[tuple[int, str]], str]:
+    """Sort key under which img9 comes before img10, and no two texts are alike."""
+    parts = [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", text)]
+    return parts, text
 
 
 def _image(data: DataConfig, split: str) -> str:

@@ -9,12 +9,21 @@ from geochip.store.chips import (
     SplitResult,
     create_chip_store,
     finish_chip_store,
+    reopen_chip_store,
     shard_files,
     shards_there,
     sweep_locks,
     write_shard,
 )
-from geochip.store.journal import Journal, describe_difference, journal_path, make_header, read_header, read_journal
+from geochip.store.journal import (
+    Journal,
+    describe_difference,
+    journal_path,
+    make_header,
+    read_header,
+    read_journal,
+    refuse_other,
+)
 from geochip.store.lock import StoreLock
 from geochip.store.predictions import PredictedScene, PredictionStore, SceneGrid, open_scene, write_block
 
@@ -38,6 +47,8 @@ __all__ = [
     "open_scene",
     "read_header",
     "read_journal",
+    "refuse_other",
+    "reopen_chip_store",
     "shard_files",
     "shards_there",
     "sweep_locks",

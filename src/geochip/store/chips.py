@@ -186,6 +186,11 @@ def write_shard(
     for name, pixels in (("image", image_cbhw), ("label", label_chw)):
         # A Dask worker is one of many on its machine.
         array = open_tensorstore(path / split / name, threads=1)
+        chips, shard = array.shape[0], array.chunk_layout.write_chunk.shape[0]
+        if start % shard or stop != min(start + shard, chips):
+            raise ValueError(
+                f"chips {start} to {stop - 1} are no shard of {path}, whose shards have {shard} of {chips}"
+            )
         try:
             with tensorstore.Transaction() as transaction:
                 # The pixels are encoded from where they are: a copy would cost a tenth of the encoding. "Indefinitely"
@@ -197,7 +202,7 @@ def write_shard(
             if is_disk_full(error):
                 raise disk_full(path) from None
             raise
-    number = start // array.chunk_layout.write_chunk.shape[0]
+    number = start // shard
     return sum(file.stat().st_size for file in shard_files(path, split, number))
 
 
@@ -218,6 +223,14 @@ def sweep_locks(path: Path) -> None:
     """Remove the lock files that killed writers left; call it only when nobody writes."""
     for lock in path.glob("*/*/*.__lock"):
         lock.unlink(missing_ok=True)
+
+
+def reopen_chip_store(path: Path) -> None:
+    """Mark a store as incomplete again, while it is being changed."""
+    root = zarr.open_group(str(path), mode="r+", zarr_format=3, use_consolidated=False)
+    if root.attrs["complete"]:
+        root.update_attributes({"complete": False})
+        consolidate(path)
 
 
 def finish_chip_store(path: Path, results: Mapping[str, SplitResult], attributes: Mapping[str, Any]) -> None:

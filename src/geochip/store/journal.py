@@ -99,6 +99,26 @@ def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any], unread: 
     return "; ".join(differences) or None
 
 
+def refuse_other(
+    known: Mapping[str, Any], header: Mapping[str, Any], records: "Records", *, store: Path, option: str
+) -> None:
+    """Raise `InputError` when a store was made from something else.
+
+    Args:
+        known: the header of its journal.
+        header: the header of what it would be continued with.
+        records: of its journal.
+        store: the store.
+        option: the key of the run file that names it.
+    """
+    unread = {name for key in records.unread for name in records[key]["unread"]}
+    if difference := describe_difference(known, header, unread):
+        raise InputError(
+            f"{option}: {store} was made from something else: {difference}; "
+            f"choose another run_dir or --{option}, or remove it to make it anew"
+        )
+
+
 class Records(Mapping[str, dict[str, Any]]):
     """The records of a journal by key, each read from the file when it is asked for.
 
@@ -196,12 +216,7 @@ class Journal:
             _rewrite(path, header, records, [])
             _, records, good_bytes = read_journal(path)
             return cls(path, header, records, good_bytes, lock)
-        unread = {name for key in records.unread for name in records[key]["unread"]}
-        if difference := describe_difference(known, header, unread):
-            raise InputError(
-                f"{option}: {store} was made from something else: {difference}; "
-                f"choose another run_dir or --{option}, or remove it to make it anew"
-            )
+        refuse_other(known, header, records, store=store, option=option)
         # What an earlier run noted for later ones stays, until it is noted anew.
         header = {**known, **header}
         if known != header:
