@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -95,9 +95,9 @@ def scene_digest(scene: Scene, *, with_label: bool) -> dict[str, str]:
         bytes (all of every image would take as long to read as the work itself) and, if it counts, of the label's
         bytes.
     """
-    header = asdict(scene) | {"transform": tuple(scene.transform)[:6]}
-    for name in ("image", "stack", "label", "image_bytes", "label_bytes"):
-        del header[name]
+    others = ("image", "stack", "label", "image_bytes", "label_bytes")
+    header = {one.name: getattr(scene, one.name) for one in fields(scene) if one.name not in others}
+    header["transform"] = tuple(scene.transform)[:6]
     content = hashlib.sha256(f"{scene.image_bytes} ".encode())
     for path in (scene.image, *scene.stack):
         content.update(_ends_digest(path))

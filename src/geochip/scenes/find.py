@@ -1,10 +1,12 @@
 """Finding the scenes: by templates, by a manifest, or one by one, with what their headers say."""
 
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from geochip.config import RunConfig
@@ -17,6 +19,8 @@ from geochip.scenes.sources import find_sources, label_path, source_of_file, und
 
 # Opening a file on a parallel file system is waiting, not computing: more threads than cores pay off.
 _HEADER_THREADS = 16
+# As many files tell whether this is one.
+_TRIED_FIRST = 32
 
 
 def find_scenes(config: RunConfig, splits: Sequence[str] | None = None, *, need_labels: bool = True) -> Catalogue:
@@ -115,8 +119,15 @@ def _named_source(name: str, config: RunConfig) -> Source:
 
 
 def _described(sources: Iterable[Source], bands: tuple[int, ...] | None) -> list[Scene | SetAside]:
+    waiting = iter(sources)
+    wall, cpu = time.perf_counter(), time.thread_time()
+    found = [describe(source, bands) for source in islice(waiting, _TRIED_FIRST)]
+    wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+    if wall < 2 * cpu:
+        # Nothing is waited for here, and threads would stand in each other's way.
+        return [*found, *(describe(source, bands) for source in waiting)]
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        return list(pool.map(lambda source: describe(source, bands), sources))
+        return [*found, *pool.map(lambda source: describe(source, bands), waiting)]
 
 
 def _without_label(config: RunConfig, item: Scene | Source) -> SetAside:
