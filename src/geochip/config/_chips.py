@@ -84,6 +84,18 @@ class ChipsConfig:
                 self.stride,
                 "is for chips.method: grid; chips.per_scene or chips.per_area say how many random windows there are",
             ),
+            (
+                grid or self.edge == "shift",
+                "chips.edge",
+                self.edge,
+                "is for chips.method: grid; random windows lie inside their scene",
+            ),
+            (
+                bool(self.target_classes) or self.negative_rate == 0,
+                "chips.negative_rate",
+                self.negative_rate,
+                "is for chips.target_classes, which names no class",
+            ),
             *(
                 (0 <= getattr(self, name) <= 1, f"chips.{name}", getattr(self, name), "must be 0 to 1")
                 for name in shares

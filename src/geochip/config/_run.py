@@ -199,6 +199,15 @@ class RunConfig:
                 f"must name the property that tells the {len(data.classes) - 1} classes of geometries apart",
             ),
             *((names <= set(data.classes), key, value, classes) for key, value, names in named),
+            *(
+                (
+                    not data.raster_labels or getattr(labels, name) == getattr(LabelsConfig(), name),
+                    f"labels.{name}",
+                    getattr(labels, name),
+                    f"is for geometries, but data.label ({data.label}) is a raster; leave it out",
+                )
+                for name in ("class_property", "priority", "buffer", "buffer_units", "all_touched")
+            ),
         )
 
     @property
