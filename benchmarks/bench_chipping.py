@@ -107,15 +107,19 @@ def main() -> None:
                 ("two workers", chipping(data, root / "2", "--cluster.workers=2")),
                 ("nothing to do", chipping(data, root / "2", "--cluster.workers=2")),
                 ("dry run", chipping(data, root / "dry", "--dry_run")),
+                ("one shard of one worker", chipping(data, root / "1", "--cluster.workers=1")),
             ):
+                if side == "one shard of one worker":
+                    # What is then done again is all but the cutting of the other shards: start-up, and the end.
+                    parts += [spent(root / "1")] if number else []
+                    for name in ("image/c.0.0.0.0", "label/c.0.0.0"):
+                        (root / "1" / "chips.zarr" / "train" / name).unlink()
                 os.sync()
                 wall, cpu, cut = timed(command)
                 if number:  # the first round warms the page cache
                     cuts.setdefault(side, []).append(cut)
                     walls.setdefault(side, []).append(wall)
                     cpus.setdefault(side, []).append(cpu)
-            if number:
-                parts.append(spent(root / "1"))
         show(scenes, walls, cpus, cuts, parts)
 
 
@@ -135,6 +139,11 @@ def show(
             f"| {side} | {statistics.median(walls[side]):.2f} | {statistics.median(cpus[side]):.2f} | "
             f"{statistics.median(ratios):.2f} |"
         )
+    starts = zip(*(cpus[side] for side in ("one worker", "one shard of one worker", "floor")), strict=True)
+    without = statistics.median((whole - start) / other for whole, start, other in starts)
+    print(
+        f"\nWithout what a run of one shard takes (start-up, tables), one worker takes {without:.2f} times the floor."
+    )
     for what, seconds in (("the chips are cut", cuts), ("the whole command ends", walls)):
         faster = statistics.median(a / b for a, b in zip(seconds["one worker"], seconds["two workers"], strict=True))
         print(f"\nWith two workers {what} {faster:.2f} times as fast as with one.")
@@ -145,10 +154,12 @@ def show(
     tasks = medians.pop("tasks")
     medians["cut, and the rest of the tasks"] = tasks - sum(medians.values())
     start = statistics.median(walls["dry run"])
+    whole_start = statistics.median(walls["one shard of one worker"])
     medians["before the cluster: imports, catalogue, plan, audit (a dry run)"] = start
     medians["Dask's start and end, journal, tables"] = statistics.median(walls["one worker"]) - tasks - start
     for name, seconds in medians.items():
         print(f"| {name} | {seconds:.2f} |")
+    print(f"\nFrom the command to its end with one shard to make: {whole_start:.2f} s.")
 
 
 if __name__ == "__main__":

@@ -169,7 +169,8 @@ def test_a_second_run_at_the_same_time_is_refused_by_name(tmp_path, data, quiet,
     with pytest.raises(InputError) as caught:
         main([f"--run_dir={tmp_path}", *data_flags(data, "train"), *MANY, *on(dask_address)])
     assert f"process {first.pid} on {os.uname().nodename}" in str(caught.value)
-    assert first.wait(timeout=250) == 0
+    told = first.communicate(timeout=250)
+    assert first.returncode == 0, told
     assert tree_hash(tmp_path / "chips.zarr") == quiet
     # Nothing of the lock, and no copy of a label, is left.
     assert {file.name for file in tmp_path.iterdir()} == {
