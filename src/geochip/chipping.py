@@ -116,8 +116,9 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
         if store.exists():
             reopen_chip_store(store)
         else:
-            # Before the store: with split.by: blocks it says which scene is in which split, once there is a store.
-            write_table(catalogue_frame(ready.catalogue), config.catalogue_path)
+            if config.split.by == "blocks":
+                # Before the store: once there is one, this says which scene is in which split.
+                write_table(catalogue_frame(ready.catalogue), config.catalogue_path)
             create_store(ready, config)
         cut_chips(ready, config, journal)
         # Not before: writers that an earlier driver left behind, on other machines, may still hold some.
