@@ -151,10 +151,11 @@ def show(
     print(f"| where the time of one worker goes (floor: {floor:.2f} CPU s) | wall s |")
     print("|---|---|")
     medians = {name: statistics.median(part[name] for part in parts) for name in parts[0]}
-    tasks = medians.pop("tasks")
+    tasks, sync = medians.pop("tasks"), medians.pop("sync")
     medians["cut, and the rest of the tasks"] = tasks - sum(medians.values())
     start = statistics.median(walls["dry run"])
     whole_start = statistics.median(walls["one shard of one worker"])
+    medians["waiting for the disk, while the next shard is cut"] = sync
     medians["before the cluster: imports, catalogue, plan, audit (a dry run)"] = start
     medians["Dask's start and end, journal, tables"] = statistics.median(walls["one worker"]) - tasks - start
     for name, seconds in medians.items():

@@ -1,12 +1,15 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import geopandas as gpd
@@ -20,7 +23,7 @@ from affine import Affine
 from distributed import Client, LocalCluster
 
 from geochip.chipping import main
-from geochip.cluster import dask_client, run_tasks, wait_for_a_worker
+from geochip.cluster import dask_client, make_way, run_tasks, wait_for_a_worker
 from geochip.config import ClusterConfig
 from geochip.errors import InputError, WorkError
 from geochip.store import ChipStore, journal_path
@@ -616,6 +619,12 @@ def _square(number):
     return number * number
 
 
+def _wait_for(file):
+    make_way()
+    while not Path(file).exists():
+        time.sleep(0.01)
+
+
 def _give_up():
     raise WorkError("this is what is wrong")
 
@@ -634,6 +643,28 @@ def test_tasks_run_once_each_and_errors_come_back():
             run_tasks(client, _square, (("bad", (-1,)) for _ in range(3)), results.__setitem__)
 
 
+def test_a_worker_goes_on_with_the_next_task_while_one_waits_for_the_disk(tmp_path):
+    make_way()  # Nothing, where there is no worker.
+    file = tmp_path / "there"
+    with dask_client(ClusterConfig(workers=1)) as client:
+        done = []
+        tasks = [("waits", (_wait_for, str(file))), ("makes", (Path.touch, file))]
+        run_tasks(client, lambda function, *arguments: function(*arguments), tasks, lambda key, _: done.append(key))
+    assert done == ["makes", "waits"]
+
+
+def test_the_dashboard_is_served_where_it_is_asked_for(capsys):
+    with dask_client(ClusterConfig(workers=1, dashboard=True)):
+        told = capsys.readouterr().err
+        # On the loopback interface only.
+        (address,) = re.findall(r"^Dask's dashboard: (http://127\.0\.0\.1:\d+/status)$", told, re.MULTILINE)
+        with urllib.request.urlopen(address, timeout=60) as page:
+            assert page.status == 200
+    with dask_client(ClusterConfig(workers=1)) as client, pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(client.dashboard_link, timeout=60)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("function", "line"),
     [
@@ -647,7 +678,7 @@ def test_what_goes_wrong_on_workers_is_told_in_one_line(tmp_path, function, line
         import sys
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import test_chipping
-        from geochip.cluster import dask_client, run_tasks, wait_for_a_worker
+        from geochip.cluster import dask_client, make_way, run_tasks, wait_for_a_worker
         from geochip.config import ClusterConfig
         from geochip.errors import run_command
         def main(argv):

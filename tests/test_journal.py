@@ -295,3 +295,74 @@ def test_a_journal_is_lines_of_json_with_the_header_first(tmp_path):
     assert lines[0]["settings"] == {"chips.size": 1}
     assert lines[0]["scenes"] == {"a": {"header": "h", "content": "x"}}
     assert lines[1:] == [{"key": "train/0", "unread": ["a"]}]
+
+
+def test_a_journal_goes_on_where_it_stopped(tmp_path):
+    path = journal_path(tmp_path / "chips.zarr")
+    assert path.name == "chips.zarr.journal"
+    with journal(path, header()) as first:
+        assert first.records == {}
+        first.append("train/0", {"n": 1})
+        first.append("train/4", {"n": 2})
+    with path.open("ab") as file:
+        file.write(b'{"key": "train/8", "n"')
+    with journal(path, header()) as second:
+        assert second.records == {"train/0": {"n": 1}, "train/4": {"n": 2}}
+        second.append("train/8", {"n": 3})
+        second.append("train/0", {"n": 9})
+    known, records, size = read_journal(path)
+    assert known == header()
+    assert records == {"train/0": {"n": 9}, "train/4": {"n": 2}, "train/8": {"n": 3}}
+    assert size == path.stat().st_size
+
+
+def test_a_journal_of_something_else_is_refused_and_kept(tmp_path):
+    path = tmp_path / "c.journal"
+    journal(path, header(a="h x")).close()
+    before = path.read_bytes()
+    with pytest.raises(
+        InputError,
+        match=r"chips.store: .*c was made from something else: chips.size was 1, now 2; 1 scene gone: a; choose",
+    ):
+        journal(path, header({"chips.size": 2}))
+    with pytest.raises(InputError, match="1 scene changed: a"):
+        journal(path, header(a="h y"))
+    assert path.read_bytes() == before
+
+
+def test_the_file_of_a_scene_that_could_not_be_read_may_change_until_it_can(tmp_path):
+    path = tmp_path / "c.journal"
+    with journal(path, header(a="h x", b="h x")) as first:
+        first.append("0", {"scenes": ["a", "b"], "unread": ["a"]})
+        first.append("1", {"scenes": ["a"]})
+        first.append("2", {"scenes": ["b"]})
+    with journal(path, header(a="h mended", b="h x")) as second:
+        # What was made of its old content is not done.
+        assert second.records == {"2": {"scenes": ["b"]}}
+        second.append("0", {"scenes": ["a", "b"], "unread": []})
+    assert read_journal(path)[0] == header(a="h mended", b="h x")
+    with pytest.raises(InputError, match="1 scene changed: a"):
+        journal(path, header(a="h x", b="h x"))
+
+
+def test_a_journal_whose_header_was_cut_short_begins_anew(tmp_path):
+    path = tmp_path / "c.journal"
+    path.write_bytes(b'{"fingerpr')
+    with journal(path, header()) as begun:
+        assert begun.records == {}
+        begun.append("0", {})
+    assert read_journal(path)[:2] == (header(), {"0": {}})
+    assert read_journal(tmp_path / "none") == (None, {}, 0)
+
+
+def test_what_is_no_store_is_not_offered_for_removal(tmp_path):
+    (tmp_path / "photographs").mkdir()
+    with pytest.raises(
+        InputError, match=r"^chips.store: .*photographs exists and is no Zarr store; choose another --chips.store$"
+    ):
+        Journal.of_store(tmp_path / "photographs", header(), option="chips.store")
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        InputError, match=r"run_dir: .*file/below cannot be written to: Not a directory; choose another run_dir"
+    ):
+        Journal.of_store(tmp_path / "file" / "below" / "c.zarr", header(), option="chips.store")

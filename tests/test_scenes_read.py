@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rasterio.enums import Resampling
 
 from geochip.config import DataConfig, RunConfig
-from geochip.scenes import SceneReader, corners, describe_files, footprints, resample
+from geochip.scenes import SceneReader, corners, describe_files, resample
+from geochip.scenes.table import footprint
 from geochip.windows import Window
 from helpers import UTM, position_coded, write_image
 
@@ -79,25 +80,6 @@ def test_a_huge_scene_is_never_read_whole(tmp_path):
         assert not reader.reads_whole([window(0, 0, 14_000)] * 2)
 
 
-@pytest.mark.parametrize(
-    ("image", "profile", "mask", "always"),
-    [
-        (position_coded(4, 5), {}, False, True),
-        (position_coded(4, 5), {"nodata": 3}, False, False),
-        (position_coded(4, 5).astype(np.float32), {}, False, False),
-        (np.ones((4, 4, 5), np.uint8), {"photometric": "RGB", "alpha": "YES"}, False, False),
-        (position_coded(4, 5), {}, True, False),
-    ],
-)
-def test_what_has_data_everywhere_is_known(tmp_path, image, profile, mask, always):
-    path = write_image(tmp_path / "a.tif", image, **profile)
-    if mask:
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
-            dataset.write_mask(np.zeros((4, 5), np.uint8))
-    with SceneReader(scene_of(path)) as reader:
-        assert reader.always_valid == always
-
-
 # ---------------------------------------------------------------------------------------------------------- resampled
 
 
@@ -160,8 +142,7 @@ HOLES = {
 
 @pytest.mark.parametrize("hole", HOLES.values(), ids=HOLES.keys())
 @pytest.mark.parametrize("size", [17, 30, 64])
-@pytest.mark.parametrize("together", [False, True])
-def test_pixels_without_data_bleed_into_no_others(tmp_path, hole, size, together):
+def test_pixels_without_data_bleed_into_no_others(tmp_path, hole, size):
     image = np.full((2, 30, 30), 100, np.float32)
     gone = np.zeros((30, 30), np.bool_)
     gone[8:19, 11:30] = True
@@ -174,7 +155,7 @@ def test_pixels_without_data_bleed_into_no_others(tmp_path, hole, size, together
     # The window hangs over the edge by a quarter of its side.
     place = window(0, 0, 40)
     with SceneReader(scene_of(path)) as reader:
-        pixels, valid = reader.read_many([place] * 2, size)[1] if together else reader.read(place, size)
+        pixels, valid = reader.read(place, size)
     source = ((np.arange(size) + 0.5) * 40 / size).astype(int)
     expected = np.pad(~gone, (0, 10))[np.ix_(source, source)]
     np.testing.assert_array_equal(valid, expected)
@@ -207,8 +188,8 @@ def test_a_window_of_the_size_asked_for_is_not_resampled(tmp_path):
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
         dataset.write_mask(np.arange(2000).reshape(40, 50) % 3 > 0)
     with SceneReader(scene_of(path)) as reader:
-        for pixels, _ in (reader.read(window(3, 4, 20), 20), *reader.read_many([window(3, 4, 20)] * 9, 20)):
-            np.testing.assert_array_equal(pixels, image[:, 3:23, 4:24])
+        pixels, _ = reader.read(window(3, 4, 20), 20)
+    np.testing.assert_array_equal(pixels, image[:, 3:23, 4:24])
 
 
 # ------------------------------------------------------------------------------------------------------ on the ground
@@ -230,15 +211,12 @@ def test_corners_go_round_a_window_as_the_image_does(tmp_path):
     assert corners(scene, []).shape == (0, 4, 2)
 
 
-def test_footprints_are_outlines_in_degrees(tmp_path):
+def test_a_footprint_is_the_outline_in_degrees(tmp_path):
     scene = scene_of(write_image(tmp_path / "a.tif", position_coded(50, 60)))
-    windows = [window(0, 0, 10, 20), window(40, 30, 10, 20)]
-    outlines = footprints(scene, windows)
-    back = gpd.GeoSeries(outlines, crs="EPSG:4326").to_crs(scene.crs)
-    for place, outline in zip(windows, back, strict=True):
-        west, north = UTM @ (place.col_off, place.row_off)
-        east, south = UTM @ (place.col_stop, place.row_stop)
-        assert shapely.hausdorff_distance(outline, shapely.box(west, south, east, north)) < 1e-3
-    assert footprints(scene_of(write_image(tmp_path / "b.tif", position_coded(5, 6), crs=None)), windows) is None
+    (back,) = gpd.GeoSeries([footprint(scene)], crs="EPSG:4326").to_crs(scene.crs)
+    west, north = UTM @ (0, 0)
+    east, south = UTM @ (60, 50)
+    assert shapely.hausdorff_distance(back, shapely.box(west, south, east, north)) < 1e-3
+    assert footprint(scene_of(write_image(tmp_path / "b.tif", position_coded(5, 6), crs=None))) is None
     local = 'LOCAL_CS["site",UNIT["metre",1],AXIS["E",EAST],AXIS["N",NORTH]]'
-    assert footprints(scene_of(write_image(tmp_path / "c.tif", position_coded(5, 6), crs=local)), windows) is None
+    assert footprint(scene_of(write_image(tmp_path / "c.tif", position_coded(5, 6), crs=local))) is None

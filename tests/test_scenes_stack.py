@@ -189,8 +189,6 @@ def test_a_pixel_is_valid_where_every_file_has_data(tmp_path):
     larger, where = read(scene, 21)
     assert np.isfinite(larger).all()
     assert larger[2, where] == pytest.approx(300)
-    with SceneReader(scene) as reader:
-        assert not reader.always_valid
 
 
 def test_a_mask_of_any_file_counts(tmp_path):

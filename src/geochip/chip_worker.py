@@ -16,19 +16,21 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from geochip.cluster import make_way
 from geochip.config import IGNORE, ChipsConfig
 from geochip.labels import Grid, LabelError, LabelRules, SceneLabel
 from geochip.plan import ChipTask, Cut, PlannedScene
 from geochip.sampling import candidates_of, scene_generator
 from geochip.scenes import Scene, SceneError, SceneReader
 from geochip.statistics import BandCounter
-from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, write_shard
+from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, sync_shard, write_shard
 from geochip.windows import Window
 
 Record = dict[str, Any]
 
 _COUNTED_ONE_BY_ONE = 12
-_memory = threading.local()
+_spare: list[npt.NDArray[np.uint8]] = []
+_spare_lock = threading.Lock()
 
 NO_WINDOW = (0, 0, 0)
 """What a chip without pixels has for row_off, col_off and the size of its window."""
@@ -53,15 +55,12 @@ class ChipJob:
 
 
 def fill_shards(job: ChipJob, tasks: Sequence[ChipTask]) -> list[Record]:
-    """Fill some shards, one after the other; see `fill_shard`."""
-    return [fill_shard(job, task) for task in tasks]
+    """Fill some shards, one after the other, and wait until they are on the disk.
 
-
-def fill_shard(job: ChipJob, task: ChipTask) -> Record:
-    """Fill one shard.
+    While this waits, the worker goes on with the next task.
 
     Returns:
-        A record for the journal under its "key", by position where it is a list:
+        A record for the journal of each shard under its "key", by position where it is a list:
 
         - "windows": [row_off, col_off, size] of each chip in its scene, `NO_WINDOW` for one without pixels;
         - "status" and "written", "class_pixels" (pixels of each class);
@@ -69,6 +68,21 @@ def fill_shard(job: ChipJob, task: ChipTask) -> Record:
         - "bad": scenes that could not be read; "scenes": all scenes, "unread": those of them without pixels, by name;
         - "mended": invalid geometries; "met": chips for which `chips.max_tries` windows did not suffice;
         - "bytes" on disk and "seconds", where they went in "spent", and the most memory that the process ever had.
+    """
+    filled = [fill_shard(job, task) for task in tasks]
+    make_way()
+    for task, (record, number) in zip(tasks, filled, strict=True):
+        started = time.perf_counter()
+        record["bytes"] = sync_shard(Path(job.store), task.split, number)
+        record["spent"]["sync"] = round(time.perf_counter() - started, 4)
+    return [record for record, _ in filled]
+
+
+def fill_shard(job: ChipJob, task: ChipTask) -> tuple[Record, int]:
+    """Fill one shard.
+
+    Returns:
+        The record of `fill_shards`, as far as it is known before the shard is on the disk, and the shard's number.
     """
     shard = _Shard(job, task)
     started = time.perf_counter()
@@ -92,21 +106,22 @@ def fill_shard(job: ChipJob, task: ChipTask) -> Record:
         at = stop
     shard.blank_the_rest()
     counted = time.perf_counter()
-    size = write_shard(Path(job.store), task.split, task.start, shard.image_cbhw, shard.label_chw)
+    number = write_shard(Path(job.store), task.split, task.start, shard.image_cbhw, shard.label_chw)
     ended = time.perf_counter()
+    shard.release()
     failed = {f"{one['split']}/{one['scene_id']}" for one in bad}
-    return {
+    record = {
         "key": task.key,
         **shard.record(),
         "bad": bad,
         "scenes": [cut.scene.name for cut in task.cuts],
         "unread": [cut.scene.name for cut in task.cuts if cut.scene.name in failed or not cut.scene.usable],
-        "bytes": size,
         "seconds": round(ended - started, 3),
         # Kilobytes, on Linux.
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "spent": {**{name: round(value, 4) for name, value in shard.spent.items()}, "write": round(ended - counted, 4)},
     }
+    return record, number
 
 
 def _reason(error: Exception, scene: Scene) -> str:
@@ -122,8 +137,9 @@ class _Shard:
         count, size = task.chips, job.chips.size
         self.classes = len(job.rules.classes)
         self.fill = 0 if job.nodata is None else job.nodata
-        self.image_cbhw = _reused("image", (count, job.bands, size, size), job.dtype)
-        self.label_chw = _reused("label", (count, size, size), "uint8")
+        self._memory: list[npt.NDArray[np.uint8]] = []
+        self.image_cbhw = self._reused((count, job.bands, size, size), job.dtype)
+        self.label_chw = self._reused((count, size, size), "uint8")
         self.windows = np.zeros((count, 3), np.int64)
         self.status = np.full(count, CHIP_UNREAD, np.uint8)
         self.class_pixels = np.zeros((count, self.classes), np.int64)
@@ -132,6 +148,22 @@ class _Shard:
         self.spent = {"read": 0.0, "rasterize": 0.0, "statistics": 0.0}
         self._instead = dict(job.labels)
         self._resampled = job.chips.size if job.chips.size_range else None
+
+    def _reused(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+        """An array in memory that an earlier shard had: fresh memory has to be cleared page by page."""
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        with _spare_lock:
+            fitting = min((one.size for one in _spare if one.size >= size), default=None)
+            at = next((index for index, one in enumerate(_spare) if one.size == fitting), None)
+            memory = np.empty(size, np.uint8) if at is None else _spare.pop(at)
+        self._memory.append(memory)
+        return memory[:size].view(dtype).reshape(shape)
+
+    def release(self) -> None:
+        """Let the next shard have the memory of this one's pixels."""
+        del self.image_cbhw, self.label_chw
+        with _spare_lock:
+            _spare.extend(self._memory)
 
     def give_up(self, start: int, stop: int) -> None:
         """Take back what was made of a scene that turned out to be unreadable."""
@@ -268,16 +300,6 @@ class _Shard:
             "mended": self.mended,
             "met": self.met,
         }
-
-
-def _reused(name: str, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    """An array of this thread's own, in memory that the last shard had: fresh memory has to be cleared page by page."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    known: npt.NDArray[np.uint8] | None = getattr(_memory, name, None)
-    if known is None or known.size < size:
-        known = np.empty(size, np.uint8)
-        setattr(_memory, name, known)
-    return known[:size].view(dtype).reshape(shape)
 
 
 def class_counts(label_hw: npt.NDArray[np.uint8], classes: int) -> list[int]:

@@ -280,6 +280,18 @@ def write_table(frame: gpd.GeoDataFrame, path: Path) -> None:
     write_durably(path, buffer.getbuffer())
 
 
+def finished_store(config: RunConfig) -> ChipStore:
+    """The store of a run.
+
+    Raises:
+        InputError: when there is none, or one that is not finished.
+    """
+    store = ChipStore(config.chip_store)
+    if not store.attrs["complete"]:
+        raise InputError(f"{store.path} is not complete; run python -m geochip.chipping again, which goes on with it")
+    return store
+
+
 def verify(config: RunConfig) -> None:
     """Read a finished store whole, and compare it with its journal.
 
@@ -287,9 +299,7 @@ def verify(config: RunConfig) -> None:
         InputError: when there is no finished store.
         WorkError: when something is wrong with it.
     """
-    store = ChipStore(config.chip_store)
-    if not store.attrs["complete"]:
-        raise InputError(f"{store.path} is not complete; run python -m geochip.chipping again, which goes on with it")
+    store = finished_store(config)
     known, records, _ = read_journal(journal_path(store.path))
     if known is None:
         raise InputError(
@@ -321,9 +331,7 @@ def verify(config: RunConfig) -> None:
 
 def preview(config: RunConfig) -> None:
     """Draw some chips of a finished store."""
-    store = ChipStore(config.chip_store)
-    if not store.attrs["complete"]:
-        raise InputError(f"{store.path} is not complete; run python -m geochip.chipping again, which goes on with it")
+    store = finished_store(config)
     # Draws with Pillow, which nothing else needs.
     from geochip.chip_preview import contact_sheet
 

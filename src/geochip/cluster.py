@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import dask
-from distributed import Client, LocalCluster, as_completed
+from distributed import Client, LocalCluster, as_completed, secede
 from distributed.client import FutureCancelledError
 from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
@@ -80,10 +80,13 @@ def dask_client(cluster: ClusterConfig, *, threads_per_worker: int = 1) -> Itera
             processes=True,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": cluster.dashboard},
             # What goes wrong on a worker comes back here as an exception, and is told once.
             silence_logs=logging.CRITICAL,
         ) as client,
     ):
+        if cluster.dashboard:
+            print(f"Dask's dashboard: {client.dashboard_link}", file=sys.stderr, flush=True)
         yield client
 
 
@@ -135,6 +138,13 @@ def wait_for_a_worker(client: Client, *, seconds: float = 15.0) -> None:
                 file=sys.stderr,
                 flush=True,
             )
+
+
+def make_way() -> None:
+    """Let the worker go on with its next task while this one waits, for a disk for example; elsewhere do nothing."""
+    # Elsewhere: called by a test, or by someone who needs no cluster.
+    with contextlib.suppress(ValueError):
+        secede()
 
 
 def run_tasks(

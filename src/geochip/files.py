@@ -37,7 +37,7 @@ def writing_durably(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 def write_durably(path: Path, data: bytes | memoryview) -> None:
@@ -69,8 +69,8 @@ def make_directory(path: Path, option: str) -> None:
         raise InputError(f"{option}: {path} cannot be written to: {error.strerror}; choose another {option}") from None
 
 
-def sync_directory(path: Path) -> None:
-    """Flush a directory to the disk: a rename is lasting only after that."""
+def sync(path: Path) -> None:
+    """Flush a file, or a directory, to the disk: a rename in a directory is lasting only after that."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -110,6 +110,8 @@ class ClusterConfig:
     """Worker processes of a local cluster; null: one for each CPU that this process may use."""
     address: str | None = None
     """Address of the running scheduler, such as tcp://10.0.0.1:8786, for kind: address."""
+    dashboard: bool = False
+    """Serve Dask's dashboard on this machine's loopback interface, and say where; it costs the start half a second."""
 
     def __post_init__(self) -> None:
         check(

@@ -14,7 +14,7 @@ import pyogrio.raw
 import shapely
 
 from geochip.errors import WorkError
-from geochip.files import sync_directory
+from geochip.files import sync
 from geochip.labels.errors import LabelError, one_line
 from geochip.labels.grid import declared_crs, is_raster, known_crs
 from geochip.labels.vector import INDEX_SUFFIX, ORDER, UNREADABLE
@@ -62,7 +62,7 @@ def indexed_label(path: str, directory: Path, *, at_least: int = 4 * 2**20) -> s
                 with copy.open("rb") as file:
                     os.fsync(file.fileno())
                 copy.replace(target)
-            sync_directory(directory)
+            sync(directory)
         except OSError as error:
             raise _unwritable(path, directory, error.strerror or str(error)) from None
     return str(target)

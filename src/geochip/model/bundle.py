@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from geochip.errors import InputError
-from geochip.files import sync_directory, write_durably
+from geochip.files import sync, write_durably
 from geochip.model.encoders import brief
 from geochip.model.network import Contract, SegmentationModel, build_model
 
@@ -65,7 +65,7 @@ def save_bundle(directory: Path, model: SegmentationModel, contract: Contract) -
         # A directory cannot be renamed over a full one. A kill between these lines leaves no bundle, never half of one.
         directory.rename(old)
     new.rename(directory)
-    sync_directory(directory.parent)
+    sync(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

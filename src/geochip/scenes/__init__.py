@@ -12,7 +12,7 @@ from geochip.scenes.header import SetAside
 from geochip.scenes.reader import Scene, SceneError, SceneReader
 from geochip.scenes.resample import resample
 from geochip.scenes.sources import aoi_path, label_path
-from geochip.scenes.table import catalogue_frame, corners, footprints
+from geochip.scenes.table import catalogue_frame, corners
 
 __all__ = [
     "Catalogue",
@@ -25,7 +25,6 @@ __all__ = [
     "corners",
     "describe_files",
     "find_scenes",
-    "footprints",
     "label_path",
     "odd_ones",
     "resample",

@@ -133,11 +133,6 @@ class SceneReader:
     ) -> None:
         self._stack.close()
 
-    @property
-    def always_valid(self) -> bool:
-        """Whether every pixel of the scene has data, whatever it holds: no nodata value, no mask, no float type."""
-        return all(file.kind == "all" for file in self._files) and np.dtype(self.scene.dtype).kind != "f"
-
     def read(self, window: Window, size: int | None = None) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
         """Read the chosen bands of one window.
 
@@ -232,27 +227,6 @@ class SceneReader:
         wanted = sum(window.height * window.width for window in windows)
         size = scene.height * scene.width * len(scene.bands) * np.dtype(scene.dtype).itemsize
         return len(windows) > 1 and wanted >= scene.height * scene.width and size <= _LARGEST_WHOLE_BYTES
-
-    def read_many(
-        self, windows: Sequence[Window], size: int | None = None
-    ) -> list[tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]:
-        """Read several windows, each as `read` would, touching every pixel of the file at most about once."""
-        if not self.reads_whole(windows):
-            return [self.read(window, size) for window in windows]
-        whole = Window(
-            row_off=0,
-            col_off=0,
-            height=max(self.scene.height, *(window.row_stop for window in windows)),
-            width=max(self.scene.width, *(window.col_stop for window in windows)),
-        )
-        image, valid = self.read(whole)
-        cut = [(image[:, *window.slices], valid[window.slices]) for window in windows]
-        if size is None:
-            return cut
-        return [
-            (piece, where) if piece.shape[1:] == (size, size) else resample(piece, where, (size, size), self.fill)
-            for piece, where in cut
-        ]
 
 
 @dataclass(frozen=True, kw_only=True)

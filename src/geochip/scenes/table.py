@@ -36,22 +36,16 @@ def corners(scene: Scene, windows: Sequence[Window], inset: float = 0.0) -> npt.
     return np.stack([a * cols + b * rows + c, d * cols + e * rows + f], axis=-1)
 
 
-def footprints(scene: Scene, windows: Sequence[Window]) -> npt.NDArray[Any] | None:
-    """The outlines of windows as polygons in EPSG:4326; None when nothing relates the scene to the earth."""
+def footprint(scene: Scene) -> shapely.Polygon | None:
+    """The outline of a scene as a polygon in EPSG:4326; None when nothing relates the scene to the earth."""
     if scene.crs is None:
         return None
-    xy = corners(scene, windows)
+    (xy,) = corners(scene, [Window(row_off=0, col_off=0, height=scene.height, width=scene.width)])
     try:
-        lon, lat = to_lon_lat(scene.crs).transform(xy[..., 0], xy[..., 1], errcheck=True)
+        lon, lat = to_lon_lat(scene.crs).transform(xy[:, 0], xy[:, 1], errcheck=True)
     except pyproj.exceptions.ProjError:
         return None  # a local grid
-    return np.asarray(shapely.polygons(np.stack([lon, lat], axis=-1)))
-
-
-def footprint(scene: Scene) -> shapely.Polygon | None:
-    """The outline of a whole scene in EPSG:4326."""
-    whole = footprints(scene, [Window(row_off=0, col_off=0, height=scene.height, width=scene.width)])
-    return None if whole is None else whole[0]
+    return shapely.Polygon(np.stack([lon, lat], axis=-1))
 
 
 def catalogue_frame(catalogue: Catalogue) -> gpd.GeoDataFrame:

@@ -13,6 +13,7 @@ from geochip.store.chips import (
     shard_files,
     shards_there,
     sweep_locks,
+    sync_shard,
     write_shard,
 )
 from geochip.store.journal import (
@@ -52,6 +53,7 @@ __all__ = [
     "shard_files",
     "shards_there",
     "sweep_locks",
+    "sync_shard",
     "write_block",
     "write_shard",
 ]

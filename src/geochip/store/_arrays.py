@@ -3,21 +3,24 @@
 zarr-python makes the metadata and writes the small arrays. The pixels go through tensorstore: it writes a shard to a
 temporary file, flushes it to disk and renames it, so that a killed process leaves no torn shard, and it checks the
 crc32c of what it reads.
+
+zarr is imported where it is used: workers, which only handle pixels, would otherwise start a sixth of a second later.
 """
 
 import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorstore
-import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from geochip.config import IGNORE
+
+if TYPE_CHECKING:
+    import zarr
 
 FORMAT_VERSION = 1
 
@@ -34,7 +37,7 @@ def class_flags(class_names: Sequence[str], last: str) -> dict[str, Any]:
 
 
 def create_array(
-    group: zarr.Group,
+    group: "zarr.Group",
     name: str,
     *,
     shape: tuple[int, ...],
@@ -61,6 +64,8 @@ def create_array(
         fill_value: what a chunk that was never written reads as.
         attributes: the array's attributes.
     """
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
     item = np.dtype(dtype).itemsize
     group.create_array(
         name,
@@ -77,7 +82,7 @@ def create_array(
 
 
 def write_small(
-    group: zarr.Group,
+    group: "zarr.Group",
     name: str,
     values: npt.NDArray[Any] | Sequence[str],
     dims: Sequence[str],
@@ -103,13 +108,14 @@ def write_small(
     )[...] = array
 
 
-def open_tensorstore(path: Path, *, threads: int | None = None) -> Any:
+def open_tensorstore(path: Path, *, threads: int | None = None, sync: bool = True) -> Any:
     """Open an array for its pixels: a `tensorstore.TensorStore`.
 
     Args:
         path: the array.
         threads: threads that encode and decode, besides the caller's; None: as many as there are CPUs, which is not
             meant for a process that shares its CPUs with others of its kind.
+        sync: flush what is written to the disk, and only then give it its name.
 
     tensorstore aborts in a process that was forked after it was opened: open where you read or write, never before.
 
@@ -125,6 +131,7 @@ def open_tensorstore(path: Path, *, threads: int | None = None) -> Any:
         "store_data_equal_to_fill_value": True,
         "context": {
             "cache_pool": {"total_bytes_limit": 0},
+            "file_io_sync": sync,
             **({} if threads is None else {"data_copy_concurrency": {"limit": threads}}),
         },
     }
@@ -133,6 +140,8 @@ def open_tensorstore(path: Path, *, threads: int | None = None) -> Any:
 
 def consolidate(path: Path) -> None:
     """Gather all metadata in the root's zarr.json, so that a store opens with one read."""
+    import zarr
+
     with warnings.catch_warnings():
         # That consolidated metadata is no part of the v3 specification concerns no reader: it is an extra.
         warnings.filterwarnings("ignore", message="Consolidated metadata")

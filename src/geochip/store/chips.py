@@ -13,17 +13,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import tensorstore
-import zarr
 
 from geochip.config import IGNORE
 from geochip.errors import InputError
-from geochip.files import disk_full, is_disk_full
+from geochip.files import disk_full, is_disk_full, sync
 from geochip.store._arrays import (
     FORMAT_VERSION,
     class_flags,
@@ -33,6 +32,9 @@ from geochip.store._arrays import (
     read_attributes,
     write_small,
 )
+
+if TYPE_CHECKING:
+    import zarr
 
 CHIP_WRITTEN, CHIP_UNREAD, CHIP_DROPPED = 0, 1, 2
 """Status of a chip: it holds pixels; its scene could not be read; no window fitted the conditions on its content."""
@@ -112,6 +114,8 @@ def create_chip_store(
     building = path.with_name(f"{path.name}.creating")
     shutil.rmtree(building, ignore_errors=True)
     building.parent.mkdir(parents=True, exist_ok=True)
+    import zarr
+
     root = zarr.create_group(
         str(building),
         zarr_format=3,
@@ -143,7 +147,7 @@ def create_chip_store(
     building.rename(path)
 
 
-def _write_result(group: zarr.Group, result: SplitResult) -> None:
+def _write_result(group: "zarr.Group", result: SplitResult) -> None:
     along = ("chip",)
     write_small(group, "crs", result.crs, along)
     write_small(group, "row_off", result.row_off, along, {"long_name": "first row in the scene"})
@@ -165,7 +169,10 @@ def _write_result(group: zarr.Group, result: SplitResult) -> None:
 def write_shard(
     path: Path, split: str, start: int, image_cbhw: npt.NDArray[Any], label_chw: npt.NDArray[np.uint8]
 ) -> int:
-    """Write the chips of one whole shard; each of its two files appears complete or not at all.
+    """Write the chips of one whole shard; each of its two files appears complete or not at all, whoever is killed.
+
+    A power cut may still take them until `sync_shard` has returned: waiting for the disk is left to the caller, who can
+    do better things meanwhile.
 
     Args:
         path: the store.
@@ -177,7 +184,7 @@ def write_shard(
         Both may be used for the next shard when this has returned.
 
     Returns:
-        Bytes on disk.
+        The shard's number.
 
     Raises:
         WorkError: when the disk is full.
@@ -185,7 +192,7 @@ def write_shard(
     stop = start + len(image_cbhw)
     for name, pixels in (("image", image_cbhw), ("label", label_chw)):
         # A Dask worker is one of many on its machine.
-        array = open_tensorstore(path / split / name, threads=1)
+        array = open_tensorstore(path / split / name, threads=1, sync=False)
         chips, shard = array.shape[0], array.chunk_layout.write_chunk.shape[0]
         if start % shard or stop != min(start + shard, chips):
             raise ValueError(
@@ -194,7 +201,7 @@ def write_shard(
         try:
             with tensorstore.Transaction() as transaction:
                 # The pixels are encoded from where they are: a copy would cost a tenth of the encoding. "Indefinitely"
-                # is until this function ends: then they are on disk, and neither array nor cache are there any more.
+                # is until this function ends: then they are in files, and neither array nor cache are there any more.
                 array.with_transaction(transaction)[start:stop].write(
                     pixels, can_reference_source_data_indefinitely=True
                 ).result()
@@ -202,8 +209,28 @@ def write_shard(
             if is_disk_full(error):
                 raise disk_full(path) from None
             raise
-    number = start // shard
-    return sum(file.stat().st_size for file in shard_files(path, split, number))
+    return start // int(shard)
+
+
+def sync_shard(path: Path, split: str, number: int) -> int:
+    """Wait until the shard with a number is on the disk.
+
+    Returns:
+        Its bytes there.
+
+    Raises:
+        WorkError: when the disk, or a quota on it, is full; some file systems tell it only now.
+    """
+    files = shard_files(path, split, number)
+    try:
+        for file in files:
+            sync(file)
+            sync(file.parent)
+    except OSError as error:
+        if is_disk_full(error):
+            raise disk_full(path) from None
+        raise
+    return sum(file.stat().st_size for file in files)
 
 
 def shard_files(path: Path, split: str, number: int) -> tuple[Path, Path]:
@@ -227,6 +254,8 @@ def sweep_locks(path: Path) -> None:
 
 def reopen_chip_store(path: Path) -> None:
     """Mark a store as incomplete again, while it is being changed."""
+    import zarr
+
     root = zarr.open_group(str(path), mode="r+", zarr_format=3, use_consolidated=False)
     if root.attrs["complete"]:
         root.update_attributes({"complete": False})
@@ -235,10 +264,11 @@ def reopen_chip_store(path: Path) -> None:
 
 def finish_chip_store(path: Path, results: Mapping[str, SplitResult], attributes: Mapping[str, Any]) -> None:
     """Write what only the whole of the work can tell, and mark the store complete."""
+    import zarr
+
     root = zarr.open_group(str(path), mode="r+", zarr_format=3, use_consolidated=False)
     for split, result in results.items():
-        group = root[split]
-        assert isinstance(group, zarr.Group)
+        group: Any = root[split]
         _write_result(group, result)
     root.update_attributes({**attributes, "complete": True})
     consolidate(path)
@@ -275,7 +305,9 @@ class ChipStore:
         """The splits, as the store's configuration orders them."""
         return [name for name in self.attrs["config"]["data"]["splits"] if (self.path / name / "zarr.json").is_file()]
 
-    def _group(self, split: str) -> zarr.Group:
+    def _group(self, split: str) -> "zarr.Group":
+        import zarr
+
         if split not in self.splits:
             raise InputError(f"chip store {self.path} has no split {split!r}; it has {', '.join(self.splits)}")
         return zarr.open_group(str(self.path / split), mode="r", zarr_format=3, use_consolidated=False)
@@ -304,9 +336,7 @@ class ChipStore:
         Raises:
             InputError: when the store has no such split.
         """
-        image = self._group(split)["image"]
-        assert isinstance(image, zarr.Array)
-        assert image.shards is not None
+        image: Any = self._group(split)["image"]
         chips, shard = image.shape[0], image.shards[0]
         return [range(start, min(start + shard, chips)) for start in range(0, chips, shard)]
 

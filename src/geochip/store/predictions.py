@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
 from geochip.config import IGNORE, PROBABILITY_STEPS
 from geochip.errors import InputError
@@ -45,6 +44,7 @@ from geochip.windows import Window
 
 if TYPE_CHECKING:
     import xarray as xr
+    import zarr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,8 @@ class PredictionStore:
                 f"prediction store {self.path} has format version {attrs['format_version']}, this geochip reads "
                 f"{FORMAT_VERSION}; make it anew with python -m geochip.infer"
             )
+        import zarr
+
         self._root = zarr.open_group(str(self.path), mode="r", zarr_format=3)
         self.attrs: dict[str, Any] = attrs
         self.class_names: tuple[str, ...] = tuple(attrs["class_names"])
@@ -204,6 +206,8 @@ class PredictionStore:
     def finish(self, complete_ids: Iterable[str]) -> None:
         """Note which scenes are complete, and that the run came to its end."""
         done = set(complete_ids)
+        import zarr
+
         root = zarr.open_group(str(self.path), mode="r+", zarr_format=3, use_consolidated=False)
         # A chunk of nothing but False is kept as a file as well: the store's files are then the same after any rerun.
         with zarr.config.set({"array.write_empty_chunks": True}):
@@ -220,6 +224,8 @@ class PredictionStore:
 def _create(
     path: Path, scenes: Sequence[SceneGrid], class_names: tuple[str, ...], block: int, attributes: dict[str, Any]
 ) -> None:
+    import zarr
+
     root = zarr.create_group(str(path), zarr_format=3, attributes=attributes)
     by_shape: dict[tuple[int, int], list[SceneGrid]] = {}
     for scene in scenes:
@@ -240,7 +246,13 @@ def _create(
 
 
 def _create_pixels(
-    group: zarr.Group, count: int, height: int, width: int, class_names: tuple[str, ...], block: int, probability: bool
+    group: "zarr.Group",
+    count: int,
+    height: int,
+    width: int,
+    class_names: tuple[str, ...],
+    block: int,
+    probability: bool,
 ) -> None:
     classes = len(class_names)
     rows, cols = min(block, height), min(block, width)
