@@ -19,6 +19,14 @@ def dask_address():
 
 
 @pytest.fixture(scope="session")
+def chips(tmp_path_factory):
+    """The chip store of `training.make_chips`; treat it as read-only."""
+    from training import make_chips
+
+    return make_chips(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="session")
 def real_data():
     """Real scenes, where a checkout has them beside it; they are not part of this repository."""
     path = Path(__file__).parents[2] / "shared" / "data"

@@ -17,7 +17,10 @@ def checkpoint(epoch, **changes):
     optimizer.step()
     values = {
         "epoch": epoch,
-        "step": 5 * epoch,
+        "step": 0,
+        "loss_sums": [],
+        "valid": [],
+        "seconds": 0.0,
         "settings": {"train.lr": 1e-2, "train.seed": 0, "model.encoder_weights": None},
         "history": [{"epoch": number + 1, "train_loss": 0.5, "val_loss": None} for number in range(epoch)],
         "model": model.state_dict(),
@@ -35,13 +38,12 @@ def no_warning(line):
 
 
 def test_what_is_loaded_is_what_was_saved(tmp_path):
-    saved = checkpoint(3)
+    saved = checkpoint(3, step=2, loss_sums=[0.1, 1e300], valid=[7, 2**40], seconds=2.5)
     path = save_checkpoint(tmp_path / "train", saved)
     loaded = load_newest(tmp_path / "train", no_warning)
     assert path.parent == tmp_path / "train"
-    assert (loaded.epoch, loaded.step, loaded.settings, loaded.history) == (
-        3, 15, saved.settings, saved.history,
-    )  # fmt: skip
+    for name in ("epoch", "step", "loss_sums", "valid", "seconds", "settings", "history"):
+        assert getattr(loaded, name) == getattr(saved, name)
     assert all(torch.equal(loaded.model[name], value) for name, value in saved.model.items())
     for number, state in saved.optimizer["state"].items():
         assert all(torch.equal(loaded.optimizer["state"][number][name], value) for name, value in state.items())
@@ -60,6 +62,17 @@ def test_the_newest_two_are_kept(tmp_path):
         save_checkpoint(tmp_path, checkpoint(epoch))
     assert names(tmp_path) == ["epoch-0009", "epoch-0010", "log.csv"]
     assert load_newest(tmp_path, no_warning).epoch == 10
+
+
+def test_names_sort_as_the_training_went(tmp_path):
+    """Within an epoch, after its last step, and after its validation."""
+    paths = []
+    for epoch, step in ((0, 3), (0, 11), (1, 0), (1, 2), (1, 11), (2, 0)):
+        path = save_checkpoint(tmp_path, checkpoint(epoch, step=step))
+        paths.append(path.name)
+        assert load_newest(tmp_path, no_warning).place == (epoch, step)
+    assert sorted(paths) == paths
+    assert sorted(path.name for path in tmp_path.iterdir()) == paths[-2:]
 
 
 @pytest.mark.parametrize("harm", ["truncate", "empty", "flip", "unreadable"])
@@ -144,6 +157,8 @@ def test_other_settings_are_named(tmp_path):
         require_same_settings(checkpoint(1), settings, tmp_path)
     text = str(caught.value)
     assert f"{tmp_path} holds a training of 1 epoch with other settings" in text
+    with pytest.raises(InputError, match="holds a training of 0 epochs and 1 step with other settings"):
+        require_same_settings(checkpoint(0, step=1), settings, tmp_path)
     assert "train.lr: 0.01 there, 0.001 now" in text
     assert "number of ranks: not set there, 2 now" in text
     assert "train.seed" not in text

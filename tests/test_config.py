@@ -109,6 +109,7 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
         ("--train.batch_size=0", "train.batch_size: 0 is not allowed: must be at least 1"),
         ("--train.lr=0", "train.lr: 0.0 is not allowed: must be greater than 0"),
         ("--train.seed=-1", "train.seed: -1 is not allowed: must be at least 0"),
+        ("--train.save_minutes=0", "train.save_minutes: 0.0 is not allowed: must be greater than 0, or null"),
         ("--train.split=x", "train.split: 'x' is not allowed: must be one of data.splits: train, val, test"),
         ("--infer.window=0", "infer.window: 0 is not allowed: must be at least 1, or null"),
         ("--infer.stride=0", "infer.stride: 0 is not allowed: must be at least 1, or null"),
@@ -119,7 +120,7 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
             "--cluster.kind=address",
             "cluster.address: None is not allowed: must be given for cluster.kind: address, such as tcp://10.0.0.1:8786",
         ),
-        ("--cluster.kind=slurm", "cluster.kind: 'slurm' is not allowed: must be one of 'local', 'address'"),
+        ("--cluster.kind=pbs", "cluster.kind: 'pbs' is not allowed: must be one of 'local', 'slurm', 'srun', 'address'"),
         ("--run_dir=", "run_dir: '' is not allowed: must not be empty"),
         ("--data.image={split}/x.tif", "data.image: '{split}/x.tif' is not allowed: must contain {id}"),
         ("--chips-size=3", "chips-size: there is no such key; did you mean chips.size?"),
@@ -189,7 +190,7 @@ def test_impossible_values_are_named_with_what_is_allowed(flag, line):
             [
                 "chips.sizee: there is no such key; did you mean chips.size?",
                 "train.colour: there is no such key; known are train.split, train.val_split, train.epochs, train.batch_size, "
-                "train.lr, train.schedule, train.augment, train.freeze_batchnorm, train.seed, train.device",
+                "train.lr, train.schedule, train.augment, train.freeze_batchnorm, train.seed, train.device, train.save_minutes",
                 "foo: there is no such key; known are run_dir, data, labels, split, chips, model, train, infer, cluster",
             ],
         ),

@@ -8,7 +8,7 @@ import rasterio
 from affine import Affine
 
 import geochip
-from geochip import chipping, evaluate, infer, train_ddp
+from geochip import chipping, doctor, evaluate, infer, train_ddp
 from helpers import UTM, box, data_flags, write_scene
 
 DEGREES = Affine(2.7e-6, 0, -115.3, 0, -2.7e-6, 36.13)
@@ -61,7 +61,8 @@ def test_every_scene_goes_through_every_command(
         "--cluster.kind=address", f"--cluster.address={dask_address}", "--chips.size=32", "--chips.per_scene=20",
         "--model.architecture=linear", "--train.epochs=12", "--train.lr=0.5", "--train.batch_size=1", "--infer.block=48",
     ]  # fmt: skip
-    for command in (chipping, train_ddp, infer, evaluate):
+    # The doctor finds nothing in a run that works, neither before it nor when all of it is there.
+    for command in (doctor, chipping, train_ddp, infer, evaluate, doctor):
         command.main(flags)
     run_dir = tmp_path / "a run"
     scene = geochip.open_scene(run_dir / "predictions.zarr", "4")

@@ -1,19 +1,13 @@
-import csv
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from affine import Affine
 
 from geochip import train_ddp
 from geochip.config import TrainConfig
@@ -21,23 +15,13 @@ from geochip.dataset import training_batches, validation_batches
 from geochip.errors import InputError, WorkError
 from geochip.metrics import confusion_matrix
 from geochip.model import load_bundle
-from geochip.ranks import Ranks, _require_one_value
+from geochip.ranks import Ranks, _require_one_value, choose_device
+from geochip.run_file import parse_run_config
 from geochip.store import ChipStore
-from geochip.train_ddp import choose_device, find_checkpoint, learning_rate, main, save, summed_loss, training_mode
-from helpers import UTM, box, data_flags, run, write_scene
-
-SIZE, PER_SCENE = 32, 13
-GLOBAL_BATCH = 6
-STEPS = 2 * PER_SCENE // GLOBAL_BATCH
-SCORES = (
-    "avg_precision",
-    "avg_recall",
-    "avg_f1",
-    "building_precision",
-    "building_recall",
-    "building_f1",
-    "building_iou",
-)
+from geochip.train_ddp import find_checkpoint, main, write_checkpoint
+from geochip.train_steps import learning_rate, summed_loss, training_mode
+from helpers import run
+from training import GLOBAL_BATCH, NETWORK, SCORES, SIZE, STEPS, cpus, flags, same, scalars, table, torchrun, weights
 
 
 @pytest.fixture(autouse=True)
@@ -45,71 +29,6 @@ def threads_as_before():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def chips(tmp_path_factory):
-    """A chip store made from GeoTIFFs: 26 chips to train on and 13, a prime number, to validate on.
-
-    Buildings are brighter than the ground, the upper rows of each scene are nodata.
-    """
-    root = tmp_path_factory.mktemp("scenes")
-    rng = np.random.default_rng(0)
-    for number, split in enumerate(("train", "train", "val")):
-        image = rng.integers(200, 400, (3, 96, 96)).astype(np.uint16)
-        transform = UTM @ Affine.translation(1000 * number, 0)
-        geometries = []
-        for _ in range(5):
-            (row, col), (height, width) = rng.integers(0, 76, 2), rng.integers(8, 20, 2)
-            image[:, row : row + height, col : col + width] += np.array([60, 150, 40000], np.uint16)[:, None, None]
-            geometries.append(box(transform, int(row), int(col), int(height), int(width)))
-        image[:, : 40 - 10 * number] = 0
-        write_scene(root, split, number, image, geometries=geometries, transform=transform, nodata=0)
-    store = root / "chips.zarr"
-    done = run(
-        "geochip.chipping", *data_flags(root, "train", "val"), f"--chips.store={store}", f"--chips.size={SIZE}",
-        f"--chips.per_scene={PER_SCENE}", "--infer.split=val", "--cluster.workers=1",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return store
-
-
-def flags(chips, run_dir, *more, architecture="linear", encoder="resnet18", batch_size=GLOBAL_BATCH, epochs=2):
-    return [
-        "--data.splits=[train,val]", "--infer.split=val", f"--chips.store={chips}", f"--run_dir={run_dir}",
-        f"--model.architecture={architecture}", f"--model.encoder={encoder}", "--model.encoder_weights=null",
-        f"--train.epochs={epochs}", f"--train.batch_size={batch_size}", "--train.lr=0.01", *more,
-    ]  # fmt: skip
-
-
-def torchrun(ranks, *arguments):
-    return run(
-        "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "geochip.train_ddp", *arguments
-    )
-
-
-def table(run_dir):
-    with (Path(run_dir) / "train" / "log.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def weights(run_dir):
-    return safetensors.torch.load_file(Path(run_dir) / "model" / "model.safetensors")
-
-
-def scalars(run_dir, tag):
-    """[(step, value)] as TensorBoard shows them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        board = EventAccumulator(str(Path(run_dir) / "train" / "tensorboard"), purge_orphaned_data=True)
-        board.Reload()
-        return [(event.step, event.value) for event in board.Scalars(tag)]
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 # --- any number of ranks ----------------------------------------------------------------------------------------------
@@ -248,23 +167,11 @@ def test_batchnorm_and_unused_parameters_on_two_ranks(chips, tmp_path):
 
 # --- going on after a stop --------------------------------------------------------------------------------------------
 
-# With BatchNorm and Dropout: both must go on as they were.
-NETWORK = {"architecture": "deeplabv3plus", "encoder": "tu-mobilenetv3_small_050", "epochs": 6}
-
-
-@contextmanager
-def one_cpu():
-    """Leave this thread, and the processes that it starts, one CPU."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    yield
-    os.sched_setaffinity(0, before)
-
 
 @pytest.fixture(scope="module")
 def uninterrupted(chips, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("uninterrupted")
-    with one_cpu():
+    with cpus(1):
         done = run("geochip.train_ddp", *flags(chips, run_dir, **NETWORK))
     assert done.returncode == 0, done.stderr
     return run_dir
@@ -272,7 +179,7 @@ def uninterrupted(chips, tmp_path_factory):
 
 def test_killed_and_started_again_ends_with_the_same_weights(chips, uninterrupted, tmp_path):
     command = [sys.executable, "-m", "geochip.train_ddp", *flags(chips, tmp_path, **NETWORK)]
-    with one_cpu(), subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with cpus(1), subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         deadline = time.monotonic() + 120
         while not list((tmp_path / "train").glob("epoch-*.pt")) and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -285,7 +192,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(chips, uninterrupte
     torn = tmp_path / "train" / "epoch-0009-0123456789abcdef.pt"
     torn.write_bytes(saved[-1].read_bytes()[:5000])
 
-    with one_cpu():
+    with cpus(1):
         again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert f"{torn} is unusable" in again.stderr
@@ -324,7 +231,7 @@ def test_other_settings_are_refused(chips, tmp_path, capsys):
             main([*flags(chips, tmp_path, epochs=1), flag])
     fixed = {"fingerprint of the chip store": "another", "number of ranks": 2}
     with pytest.raises(InputError) as caught:
-        find_checkpoint(tmp_path / "train", fixed, Ranks())
+        find_checkpoint(parse_run_config([f"--run_dir={tmp_path}"], command="", description="")[0], fixed, Ranks())
     assert "number of ranks: 1 there, 2 now" in str(caught.value)
     assert "fingerprint of the chip store: " in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
@@ -407,7 +314,7 @@ def test_augmentation_can_be_switched_off(chips, tmp_path):
     # A unet sees which way a chip lies; a linear model would not.
     unet = {"architecture": "unet", "encoder": "tu-mobilenetv3_small_050", "epochs": 1}
     for name, augment in (("with", "true"), ("without", "false")):
-        with one_cpu():
+        with cpus(1):
             main(flags(chips, tmp_path / name, f"--train.augment={augment}", "--train.val_split=null", **unet))
     assert table(tmp_path / "with")[0]["train_loss"] != table(tmp_path / "without")[0]["train_loss"]
 
@@ -481,9 +388,18 @@ def test_places_that_cannot_be_written(chips, tmp_path):
     (tmp_path / "run" / "model" / "thesis.txt").write_text("")
     with pytest.raises(InputError, match=r"holds 'thesis.txt'"):
         main(flags(chips, tmp_path / "run"))
-    checkpoint = train_ddp.Checkpoint(epoch=3, step=1, settings={}, history=[], model={}, optimizer={})
+    nothing = {
+        "loss_sums": [],
+        "valid": [],
+        "seconds": 0.0,
+        "settings": {},
+        "history": [],
+        "model": {},
+        "optimizer": {},
+    }
+    checkpoint = train_ddp.Checkpoint(epoch=3, step=1, **nothing)
     with pytest.raises(WorkError, match=r"the checkpoint of epoch 3 in .* could not be written: .*; mend that and run"):
-        save(tmp_path / "file" / "train", checkpoint, Ranks())
+        write_checkpoint(tmp_path / "file" / "train", checkpoint, Ranks())
 
 
 def test_a_training_that_diverges_is_stopped_before_it_is_saved(chips, tmp_path):
@@ -496,14 +412,41 @@ def test_a_training_that_diverges_is_stopped_before_it_is_saved(chips, tmp_path)
 def test_a_gpu_that_is_not_there(chips, tmp_path):
     with pytest.raises(InputError, match=r"train.device: 'cuda' is not possible: PyTorch sees no GPU here; use auto"):
         main([*flags(chips, tmp_path), "--train.device=cuda"])
-    assert choose_device(TrainConfig(), Ranks()) == torch.device("cpu")
+    assert choose_device("auto", Ranks()) == torch.device("cpu")
 
 
 def test_more_ranks_than_gpus(monkeypatch):
     # The one case that needs a GPU to be real: a machine that has one, and two ranks on it.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     two = Ranks(rank=1, world=2, local_rank=1, local_world=2)
     with pytest.raises(InputError, match=r"2 ranks were started on a machine with 1 GPU, .*--nproc-per-node=1"):
-        choose_device(TrainConfig(), two)
-    assert choose_device(TrainConfig(device="cpu"), two) == torch.device("cpu")
+        choose_device("auto", two)
+    assert choose_device("cpu", two) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("visible", "name"),
+    [
+        ("MIG-2c9ab1f0-1111-5222-8333-444455556666,MIG-7d0f", "NVIDIA A100-SXM4-80GB MIG 1g.10gb"),
+        (None, "NVIDIA A100-SXM4-80GB MIG 1g.10gb"),
+        ("MIG-GPU-5c89852c-d268-c3f3-1b07-005d5ae1dc3f/7/0", "NVIDIA A100-SXM4-80GB"),
+    ],
+)
+def test_one_rank_on_a_slice_of_a_gpu(visible, name, monkeypatch):
+    """As above, a GPU that is cut into slices (MIG): PyTorch counts one, whatever the job has."""
+    used = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert choose_device("auto", Ranks()) == torch.device("cuda", 0)
+    assert used == [torch.device("cuda", 0)]
+    with pytest.raises(InputError, match=r"2 ranks were started on a slice of a GPU \(MIG\): .*--nproc-per-node=1"):
+        choose_device("auto", Ranks(rank=0, world=2, local_rank=0, local_world=2))

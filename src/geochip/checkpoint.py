@@ -1,7 +1,8 @@
 """Checkpoints of a training: saved whole or not at all, loaded only when they are what was saved.
 
-A checkpoint is one file, `epoch-0003-<first 16 hex digits of its SHA-256>.pt`, that torch.load opens: whether it is
-torn or altered shows in its own name. It is never unpickled freely (`weights_only`).
+A checkpoint is one file, `epoch-0003-step-000040-<first 16 hex digits of its SHA-256>.pt`, that torch.load opens: three
+epochs are finished, and 40 steps of the next, so that names sort as the training went. Whether a file is torn or
+altered shows in its own name. It is never unpickled freely (`weights_only`).
 """
 
 import hashlib
@@ -20,20 +21,30 @@ from geochip.files import write_durably
 
 KEEP = 2
 
-_NAME = re.compile(r"epoch-(\d+)-([0-9a-f]{16})\.pt")
+Place = tuple[int, int]
+"""(epochs that are finished, steps of the next that are)"""
+
+# Those of earlier versions have no step in their names.
+_NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?-([0-9a-f]{16})\.pt")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """All that a training needs to go on after an epoch as if nothing had happened.
+    """All that a training needs to go on after a step as if nothing had happened.
 
-    Random numbers are not in it: the order of chips, augmentation and dropout follow from seed, epoch and rank.
+    Random numbers are not in it: the order of chips, augmentation and dropout follow from seed, epoch, step and rank.
     """
 
     epoch: int
-    """Epochs that are finished."""
+    """Epochs that are finished, validation included."""
     step: int
-    """Steps that are finished: the schedule's place."""
+    """Steps of the next epoch that are finished; when all are, its validation is still to be done."""
+    loss_sums: list[float]
+    """Of each of these steps, the loss summed over the valid pixels of all ranks."""
+    valid: list[int]
+    """Of each of these steps, the valid pixels of all ranks."""
+    seconds: float
+    """That these steps took."""
     settings: dict[str, Any]
     """What the result depends on, by name; text, numbers and None."""
     history: list[dict[str, float | int | None]]
@@ -43,13 +54,18 @@ class Checkpoint:
     optimizer: dict[str, Any]
     """The optimizer's state_dict."""
 
+    @property
+    def place(self) -> Place:
+        """How far the training is."""
+        return self.epoch, self.step
+
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     """Save a checkpoint, then remove all but the newest two.
 
     Args:
         directory: of the checkpoints; made when missing.
-        checkpoint: newer than those that are there. Files of the same or a later epoch were found unusable when the
+        checkpoint: newer than those that are there. Files of the same or a later place were found unusable when the
             training began, and go.
 
     Returns:
@@ -61,9 +77,10 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     buffer = io.BytesIO()
     torch.save({known.name: getattr(checkpoint, known.name) for known in fields(Checkpoint)}, buffer)
     data = buffer.getbuffer()
-    path = directory / f"epoch-{checkpoint.epoch:04d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
+    checksum = hashlib.sha256(data).hexdigest()[:16]
+    path = directory / f"epoch-{checkpoint.epoch:04d}-step-{checkpoint.step:06d}-{checksum}.pt"
     write_durably(path, data)
-    older = [file for file, epoch in _files(directory) if epoch < checkpoint.epoch]
+    older = [file for file, place in _files(directory) if place < checkpoint.place]
     for file, _ in _files(directory):
         if file != path and file not in older[: KEEP - 1]:
             file.unlink(missing_ok=True)
@@ -100,7 +117,7 @@ def _load(path: Path) -> tuple[str, Checkpoint | None]:
     except OSError as error:
         return f"it cannot be read: {error.strerror}", None
     match = _NAME.fullmatch(path.name)
-    if match is None or hashlib.sha256(data).hexdigest()[:16] != match[2]:
+    if match is None or hashlib.sha256(data).hexdigest()[:16] != match[3]:
         return "it is not the file that was saved: its checksum is not the one in its name", None
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if set(content) != {known.name for known in fields(Checkpoint)}:
@@ -108,12 +125,16 @@ def _load(path: Path) -> tuple[str, Checkpoint | None]:
     return "", Checkpoint(**content)
 
 
-def _files(directory: Path) -> list[tuple[Path, int]]:
-    """The checkpoints and their epochs, newest first."""
+def _files(directory: Path) -> list[tuple[Path, Place]]:
+    """The checkpoints and their places, newest first."""
     if not directory.is_dir():
         return []
-    found = [(path, int(match[1])) for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return sorted(found, key=lambda item: (-item[1], item[0].name))
+    found = [
+        (path, (int(match[1]), int(match[2] or 0)))
+        for path in directory.iterdir()
+        if (match := _NAME.fullmatch(path.name))
+    ]
+    return sorted(found, key=lambda item: (item[1], item[0].name), reverse=True)
 
 
 def require_same_settings(checkpoint: Checkpoint, settings: Mapping[str, Any], directory: Path) -> None:
@@ -135,7 +156,9 @@ def require_same_settings(checkpoint: Checkpoint, settings: Mapping[str, Any], d
         if old.get(name, "not set") != settings.get(name, "not set")
     ]
     if differing:
-        epochs = f"{checkpoint.epoch} epoch{'s' if checkpoint.epoch > 1 else ''}"
+        epochs = f"{checkpoint.epoch} epoch{'s' if checkpoint.epoch != 1 else ''}"
+        if checkpoint.step:
+            epochs += f" and {checkpoint.step} step{'s' if checkpoint.step != 1 else ''}"
         raise InputError(
             "\n".join(
                 [

@@ -47,7 +47,7 @@ from geochip.chip_report import (
 from geochip.chip_table import chips_frame
 from geochip.chip_verify import faults_of_shard, faults_of_store, shards_to_verify, verify_shard
 from geochip.chip_worker import ChipJob, fill_shards
-from geochip.cluster import dask_client, require_cluster, run_tasks, worker_count
+from geochip.cluster import dask_client, describe_jobs, require_cluster, run_tasks, worker_count
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError, run_command
 from geochip.files import write_durably
@@ -109,9 +109,10 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
             refuse_other(known, ready.header, records, store=store, option="chips.store")
             missing = len(missing_tasks(ready.plan, store, records))
             print(f"{ready.plan.shards - missing} of {ready.plan.shards} shards are there already")
+        describe_jobs(config.cluster, "cpu", config.run_dir)
         return
     if not store.exists():
-        require_cluster(config.cluster)
+        require_cluster(config.cluster, jobs="cpu", run_dir=config.run_dir)
     with Journal.of_store(store, ready.header, option="chips.store") as journal:
         if store.exists():
             reopen_chip_store(store)
@@ -188,7 +189,10 @@ def cut_chips(ready: Prepared, config: RunConfig, journal: Journal) -> None:
         to_do = (task for task in plan.tasks() if task.key in missing)
         calls = ((group[0].key, (job, group)) for group in batches(to_do, plan.shards_per_task))
         chips = sum(task.chips for task in plan.tasks() if task.key in missing)
-        with dask_client(config.cluster) as client, ProgressReport("chipping", chips) as progress:
+        with (
+            dask_client(config.cluster, jobs="cpu", run_dir=config.run_dir) as client,
+            ProgressReport("chipping", chips) as progress,
+        ):
             rates = Rates(lambda: worker_count(client))
 
             def on_result(key: str, records: Sequence[dict[str, Any]]) -> None:
@@ -313,7 +317,10 @@ def verify(config: RunConfig) -> None:
         (key, (str(store.path.absolute()), split, start, stop, len(store.attrs["class_names"])))
         for key, split, start, stop in shards
     )
-    with dask_client(config.cluster) as client, ProgressReport("verifying", len(shards)) as progress:
+    with (
+        dask_client(config.cluster, jobs="cpu", run_dir=config.run_dir) as client,
+        ProgressReport("verifying", len(shards)) as progress,
+    ):
 
         def on_result(key: str, record: dict[str, Any]) -> None:
             checked[key] = record

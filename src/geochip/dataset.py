@@ -196,6 +196,8 @@ class BatchReader:
             augment_seed: turn each chip one of eight ways, chosen by this seed, the epoch and its position; None:
                 leave them as they are.
         """
+        self.batch_size = batch_size
+        """The most chips of a batch."""
         self._store, self._split, self._device, self._augment_seed = store, split, device, augment_seed
         size, bands, dtype = store.attrs["chip_size"], len(store.attrs["bands"]), store.attrs["dtype"]
         for_gpu = device.type == "cuda"

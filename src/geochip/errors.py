@@ -1,11 +1,13 @@
 """What can go wrong, told to a person, and the exit code that it ends with.
 
 Exit codes of every command: 0 done; 1 the work failed (what failed is named); 2 bad configuration or input, found
-before anything was written; 130 interrupted from the keyboard. torchrun makes 1 of whatever a rank ends with.
+before anything was written; 130 interrupted, from the keyboard, or a training that was asked to stop and is saved; 143
+ended by SIGTERM and 129 by SIGHUP, after Slurm jobs were cancelled. torchrun makes 1 of whatever a rank ends with.
 """
 
 import errno
 import gc
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -28,6 +30,15 @@ class WorkError(GeochipError):
     exit_code = 1
 
 
+class Terminated(KeyboardInterrupt):  # noqa: N818
+    """A signal asks this process to end, as Ctrl-C does; see `geochip.cluster`."""
+
+    def __init__(self, which: signal.Signals) -> None:
+        super().__init__(which.name)
+        self.which = which
+        """The signal."""
+
+
 def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
     """Run a command's main function and turn its end into an exit code.
 
@@ -37,7 +48,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         argv: the arguments; those of this process when None.
 
     Returns:
-        0, or the exit code of the `GeochipError`, or 130 after Ctrl-C.
+        0, or the exit code of the `GeochipError`, or 130 after Ctrl-C, or 128 and its number after another signal.
     """
     # What is imported by now stays: looking through all of it for garbage, again and again, takes a second of a run.
     gc.freeze()
@@ -56,6 +67,12 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
             file=sys.stderr,
         )
         return WorkError.exit_code
+    except Terminated as ended:
+        print(
+            f"geochip: ended by {ended.which.name}; what is finished is kept, and the same command goes on from there",
+            file=sys.stderr,
+        )
+        return 128 + ended.which
     except KeyboardInterrupt:
         print(
             "geochip: interrupted; what is finished is kept, and the same command goes on from there", file=sys.stderr

@@ -2,6 +2,7 @@
 
     python -m geochip.infer --config run.yaml                  # the scenes of infer.split
     python -m geochip.infer --config run.yaml scene.tif ...    # these images
+    python -m geochip.infer --config run.yaml --dry_run        # say what would be done, and stop
 
 A task owns blocks of the scenes. It runs every window of a scene's grid that touches a block, blends them and writes
 the block alone (see `geochip.blending`): memory does not grow with a scene, no byte depends on the number of workers.
@@ -21,13 +22,13 @@ import numpy as np
 import torch
 
 import geochip
-from geochip.cluster import dask_client, require_cluster, run_tasks
+from geochip.cluster import dask_client, describe_jobs, require_cluster, run_tasks
 from geochip.config import ClusterConfig, RunConfig, available_cpus
 from geochip.errors import InputError, run_command
 from geochip.infer_plan import InferPlan, plan_inference, predictions_depend_on
 from geochip.infer_worker import Job, Piece, Record, predict_pieces, write_some_cogs
 from geochip.progress import ProgressReport
-from geochip.run_file import parse_run_config
+from geochip.run_file import parse_command
 from geochip.scenes import SetAside, settle_bad_scenes
 from geochip.store import Journal, PredictedScene, PredictionStore, SceneGrid, make_header, sweep_locks
 from geochip.store.cog import cog_path, sweep_cogs
@@ -41,14 +42,16 @@ _WORKERS_PER_GPU = 2
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
-    config, files = parse_run_config(
+    called = parse_command(
         argv,
         command="infer",
         description="Predict whole scenes with a trained model.",
         files="images to predict; none: the scenes of infer.split",
+        switches={"dry_run": "say what would be done, and stop"},
     )
+    config = called.config
     check_device(config)
-    plan = plan_inference(config, files or config.infer.files)
+    plan = plan_inference(config, called.files or config.infer.files)
     for warning in plan.warnings:
         print(f"warning: {warning}")
     sliding = plan.sliding
@@ -56,10 +59,13 @@ def main(argv: Sequence[str]) -> None:
         f"{len(plan.scenes)} scenes, {plan.windows} windows of {sliding.size} x {sliding.size} pixels, "
         f"{sliding.stride} pixels apart"
     )
+    if "dry_run" in called.switches:
+        describe_jobs(config.cluster, "gpu", config.run_dir)
+        return
     store = config.prediction_store
     header = make_header(*predictions_depend_on(plan))
     if not store.exists():
-        require_cluster(config.cluster)
+        require_cluster(config.cluster, jobs="gpu", run_dir=config.run_dir)
     with Journal.of_store(store, header, option="infer.store") as journal:
         if not store.exists():
             create_store(store, plan, header["fingerprint"])
@@ -126,7 +132,8 @@ def work(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> dic
         # No cluster is started to find that there is nothing to do.
         client = None
         if missing or missing_cogs(plan, predictions, journal, failed):
-            client = stack.enter_context(dask_client(cluster_for(plan.config)))
+            cluster = cluster_for(plan.config)
+            client = stack.enter_context(dask_client(cluster, jobs="gpu", run_dir=plan.config.run_dir))
         if client is not None and missing:
             failed = predict_pieces_on(client, plan, predictions, missing, journal)
             now = {piece.scene.scene_id for piece in missing} - set(failed)

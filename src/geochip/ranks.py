@@ -1,4 +1,4 @@
-"""The processes of one training, as torchrun starts them: who they are, what they add up, how they fail together.
+"""The processes of one training, as torchrun starts them: who and where they are, how they add up and fail together.
 
 A rank that fails alone leaves the others waiting in a collective, and an error of all is told by each of them. So what
 may fail runs through `Ranks.alike`: all go on, or all end, and one tells why.
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from geochip.config import Device
 from geochip.errors import GeochipError, InputError
 
 P = ParamSpec("P")
@@ -111,3 +112,43 @@ def _require_one_value(what: str, values: list[int]) -> None:
             f"{what} differs between ranks ({', '.join(map(str, values))}): run_dir must be on a disk that all "
             "machines share"
         )
+
+
+def choose_device(asked: Device, ranks: Ranks) -> torch.device:
+    """The rank's device.
+
+    Args:
+        asked: as `train.device`.
+        ranks: of which each on a machine gets a GPU of its own.
+
+    Raises:
+        InputError: when there are fewer GPUs than ranks on this machine, or none where one was asked for.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "cpu" or (asked == "auto" and gpus == 0):
+        return torch.device("cpu")
+    if gpus == 0:
+        raise InputError(
+            "train.device: 'cuda' is not possible: PyTorch sees no GPU here; use auto or cpu, or see what nvidia-smi "
+            "and CUDA_VISIBLE_DEVICES say"
+        )
+    if ranks.local_world > 1 and is_mig_slice():
+        raise InputError(
+            f"{ranks.local_world} ranks were started on a slice of a GPU (MIG): a process sees one slice, however many "
+            "the job has, and NCCL refuses two ranks on one GPU; use --nproc-per-node=1 and ask Slurm for a larger "
+            "slice or for whole GPUs"
+        )
+    if gpus < ranks.local_world:
+        raise InputError(
+            f"{ranks.local_world} ranks were started on a machine with {gpus} GPU{'s' if gpus > 1 else ''}, each "
+            f"needs its own; use --nproc-per-node={gpus}, or --train.device cpu"
+        )
+    device = torch.device("cuda", ranks.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def is_mig_slice() -> bool:
+    """Whether the GPU that this process sees is a MIG slice: Slurm names it by its UUID; else its own name tells it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return visible.strip().startswith("MIG-") or " MIG " in torch.cuda.get_device_name(0)

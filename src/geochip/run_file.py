@@ -121,20 +121,26 @@ def check_run_file(path: Path) -> None:
         raise InputError(f"--config: {path} is no valid YAML: {_one_line(str(error))}") from None
     if not isinstance(document, dict) or not document:
         raise InputError(f"--config: {path} holds no keys; see --print_config for those that there are")
-    faults = []
-    for key, value in document.items():
-        section = next((field.type for field in fields(RunConfig) if field.name == key), None)
-        if section is None:
-            faults.append(_no_such_key(str(key)))
-        elif isinstance(section, type) and is_dataclass(section):
-            if not isinstance(value, dict):
-                shown = "nothing" if value is None else repr(value)
-                faults.append(f"{key}: {shown} is not allowed: must be {_expected(key)}; or leave it out")
-            else:
-                known = {field.name for field in fields(section)}
-                faults += [_no_such_key(f"{key}.{name}") for name in value if name not in known]
+    faults = _faults_of(document, RunConfig)
     if faults:
         raise InputError("\n".join(faults))
+
+
+def _faults_of(document: Mapping[Any, Any], section: type, prefix: str = "") -> list[str]:
+    """A line for each key of a section, or of the sections in it, that does not exist or is no section."""
+    types = {field.name: field.type for field in fields(section)}
+    faults = []
+    for name, value in document.items():
+        key = f"{prefix}{name}"
+        if name not in types:
+            faults.append(_no_such_key(key))
+        elif isinstance(inner := types[name], type) and is_dataclass(inner):
+            if isinstance(value, dict):
+                faults += _faults_of(value, inner, f"{key}.")
+            else:
+                shown = "nothing" if value is None else repr(value)
+                faults.append(f"{key}: {shown} is not allowed: must be {_expected(key)}; or leave it out")
+    return faults
 
 
 def _no_such_key(key: str) -> str:
@@ -178,7 +184,9 @@ def _explain(message: str) -> str:
         if key == "config":
             return f"--config: {_one_line(reason)}; give the path of a run file"
         if wrong := re.search(r"(?:Got|Given) value: (.*)", reason, re.DOTALL):
-            return f"{key}: {_one_line(wrong[1])!r} is not allowed: must be {_expected(key)}"
+            # YAML makes a number of 12:00:00, and of an account's name that is all digits.
+            quotes = "; put it in quotes" if "value type: <class 'int'>" in reason and "text" in _expected(key) else ""
+            return f"{key}: {_one_line(wrong[1])!r} is not allowed: must be {_expected(key)}{quotes}"
         return f"{key}: {_one_line(reason)}"
     return _one_line(message)
 

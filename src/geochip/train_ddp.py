@@ -13,15 +13,30 @@ number of ranks; the first line printed says it. Losses are sums over pixels div
 the whole global batch: what ranks there are does not show in them.
 
 After each epoch a row of train/log.csv, TensorBoard's scalars and a checkpoint are written. The same command again goes
-on after the newest whole checkpoint and ends with the same weights as a training that was never stopped (bit for bit on
-one rank on a CPU; GPUs add up in no fixed order). At the end the model's bundle is written: weights and data contract,
-for geochip.infer.
+on after the newest whole checkpoint and ends with the weights and the log of a training that was never stopped (bit for
+bit on one or two ranks on CPUs; GPUs, and more ranks, add up in no fixed order). At the end the model's bundle is
+written: weights and data contract, for geochip.infer.
+
+SIGUSR2 or SIGTERM to any rank, or a file train/stop, asks the training to stop. At the next step, or batch of
+validation, a checkpoint within the epoch is saved and all ranks leave together, with exit code 130 (torchrun makes it
+1). train/interrupted then holds a line that says why and where; the next start removes it and goes on at that step. So
+a batch script submits its job again if and only if that file is there. Mind when sending signals:
+  - torchrun passes SIGTERM on to its ranks, and kills them 30 s later. SIGUSR2 would end torchrun itself: start it from
+    a shell that ignores it (trap '' USR2) and signal a rank, or make train/stop.
+  - A SIGTERM that comes more than 5 s after the first one ends a rank at once.
+Who is killed without being asked loses what was done since the last checkpoint; see train.save_minutes.
 
 Columns of log.csv: epoch; train_loss and val_loss, cross entropy a valid pixel, in nats; lr, of the epoch's last step;
 seconds, of the epoch with its validation; chips_per_second, of all ranks while training; avg_precision, avg_recall and
 avg_f1, means over the classes weighted by their pixels; and precision, recall, f1 and iou of each class. A field is
 empty where there is nothing to say, for a class that is nowhere, say.
 """
+
+if __name__ == "__main__":
+    # Before PyTorch's import, which takes seconds: a signal meanwhile is kept for the first step.
+    from geochip.interruption import take_note_of_signals
+
+    take_note_of_signals()
 
 import math
 import sys
@@ -30,21 +45,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from geochip.checkpoint import Checkpoint, load_newest, require_same_settings, save_checkpoint
-from geochip.config import IGNORE, RunConfig, TrainConfig, available_cpus
-from geochip.dataset import Batch, BatchReader, TrainingData, find_data, training_batches, validation_batches
+from geochip.checkpoint import Checkpoint, Place, load_newest, require_same_settings, save_checkpoint
+from geochip.config import RunConfig, available_cpus
+from geochip.dataset import BatchReader, TrainingData, find_data, training_batches
 from geochip.errors import GeochipError, InputError, WorkError, run_command
 from geochip.files import make_directory
-from geochip.metrics import confusion_matrix
+from geochip.interruption import Requests, StoppedError, take_no_more_notes, take_note_of_signals
 from geochip.model import (
     Contract,
     SegmentationModel,
@@ -56,25 +70,33 @@ from geochip.model import (
     save_bundle,
 )
 from geochip.progress import ProgressReport
-from geochip.ranks import Ranks, ToldElsewhereError
+from geochip.ranks import Ranks, ToldElsewhereError, choose_device
 from geochip.run_file import parse_run_config
-from geochip.training_log import Row, TrainingLog, in_one_line, score_columns
+from geochip.train_steps import learning_rate, next_batch, summed_loss, training_mode, validate
+from geochip.training_log import EpochLosses, Row, TrainingLog, in_one_line
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
-    ranks = Ranks.join()
+    take_note_of_signals()
     try:
-        train(argv, ranks)
-    except (GeochipError, SystemExit) as error:
-        # All ranks come here, none is inside a collective (see `Ranks.alike`); SystemExit is that of --print_config. A
-        # process group that is not ended may abort the process on its way out, which would hide the exit code.
+        ranks = Ranks.join()
+        try:
+            train(argv, ranks)
+        except (GeochipError, SystemExit) as error:
+            # Who is asked to end after a failure, by torchrun say, shall end at once.
+            take_no_more_notes()
+            # All ranks come here, none is inside a collective (see `Ranks.alike`); SystemExit is that of
+            # --print_config. A process group that is not ended may abort the process on its way out, which would hide
+            # the exit code.
+            ranks.leave()
+            if isinstance(error, ToldElsewhereError):
+                # torchrun stops all ranks as soon as one has left with an error: the one that tells it leaves first.
+                time.sleep(10)
+            raise
         ranks.leave()
-        if isinstance(error, ToldElsewhereError):
-            # torchrun stops all ranks as soon as one has left with an error: the one that tells it leaves first.
-            time.sleep(10)
-        raise
-    ranks.leave()
+    finally:
+        take_no_more_notes()
 
 
 def train(argv: Sequence[str], ranks: Ranks) -> None:
@@ -82,16 +104,19 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
     # Everything that can be wrong with configuration and input, before anything is written.
     config = ranks.alike(read_config, argv)
     settings, rank, world = config.train, ranks.rank, ranks.world
+    requests = Requests(config.train_dir, first=rank == 0, save_minutes=settings.save_minutes)
+    ranks.alike(requests.forget)
     data = ranks.alike(find_data, config, world=world)
-    device = ranks.alike(choose_device, settings, ranks)
+    device = ranks.alike(choose_device, settings.device, ranks)
     fixed = what_the_result_depends_on(config, data, ranks)
-    saved = ranks.alike(find_checkpoint, config.train_dir, fixed, ranks)
-    done = saved.epoch if saved else 0
-    ranks.require_same("the newest checkpoint's epoch", done)
-    ranks.alike(check_bundle_dir, config.bundle_dir)
-    torch.set_num_threads(max(1, available_cpus() // ranks.local_world))
+    saved = ranks.alike(find_checkpoint, config, fixed, ranks)
+    done, newest = (saved.epoch, saved.place) if saved else (0, None)
     global_batch = world * settings.batch_size
     steps = len(data.train) // global_batch
+    ranks.require_same("the newest checkpoint's step", saved.epoch * steps + saved.step if saved else 0)
+    ranks.alike(check_bundle_dir, config.bundle_dir)
+    # Not OMP_NUM_THREADS, which torchrun sets to 1, nor the machine's CPUs: those that Slurm or taskset left.
+    torch.set_num_threads(max(1, available_cpus() // ranks.local_world))
     ranks.say(
         f"global batch {global_batch} = {world} rank{'s' if world > 1 else ''} x {settings.batch_size} chips; "
         f"{len(data.train)} chips of {settings.split}, {steps} steps an epoch; on {device.type}"
@@ -116,10 +141,41 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
     if world > 1:
         ddp = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=settings.lr)
+    losses, seconds = EpochLosses(ranks), 0.0  # of the steps of the epoch that is under way
     if saved is not None:
         optimizer.load_state_dict(saved.optimizer)
-        ranks.say(f"going on after epoch {done} of {settings.epochs}, from {config.train_dir}")
+        losses, seconds = EpochLosses(ranks, saved.loss_sums, saved.valid), saved.seconds
+        within = f" and {saved.step} of {steps} steps" if saved.step else ""
+        ranks.say(f"going on after epoch {done} of {settings.epochs}{within}, from {config.train_dir}")
         del saved  # it holds the weights once more
+
+    def save(epoch: int, losses: EpochLosses, seconds: float) -> Place:
+        """Save the training after `epoch` epochs and these steps; a collective."""
+        summed = losses.over_ranks()
+        ranks.alike(require_finite, float(summed.sum()), epoch, config)
+        checkpoint = Checkpoint(
+            epoch=epoch,
+            step=losses.steps,
+            loss_sums=summed.tolist(),
+            valid=losses.valid,
+            seconds=seconds,
+            settings=fixed,
+            history=history,
+            model=model.state_dict(),  # BatchNorm's statistics too: DDP gives all ranks the first one's at every step
+            optimizer=optimizer.state_dict(),
+        )
+        ranks.alike(write_checkpoint, config.train_dir, checkpoint, ranks)
+        requests.has_saved()
+        return checkpoint.place
+
+    def stop(epoch: int, losses: EpochLosses, seconds: float) -> NoReturn:
+        """Save, unless it is, and stop as it was asked for."""
+        if newest != (epoch, losses.steps):
+            save(epoch, losses, seconds)
+        where = f"in epoch {epoch + 1} of {settings.epochs}, after {losses.steps} of {steps} steps"
+        ranks.alike(answer_requests, requests, where)
+        raise StoppedError
+
     with (
         BatchReader(
             data.store, settings.split, batch_size=settings.batch_size, device=device,
@@ -131,21 +187,23 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
         TrainingLog(config.train_dir, history, steps, enabled=rank == 0) as log,
     ):  # fmt: skip
         for epoch in range(done, settings.epochs):
-            started = time.perf_counter()
-            torch.manual_seed(key_of(settings.seed, epoch, rank))  # for dropout, which differs between ranks
+            started = time.perf_counter() - seconds
             training_mode(model, settings)
-            batches = chips.read(
-                training_batches(
-                    data.train,
-                    seed=settings.seed, epoch=epoch, batch_size=settings.batch_size, rank=rank, world=world,
-                ),
-                epoch=epoch,
-            )  # fmt: skip
-            loss_sums: list[Tensor] = []  # of each step, over this rank's pixels
-            valid: list[int] = []  # of each step: how many pixels count, over all ranks
-            with ProgressReport(f"epoch {epoch + 1} of {settings.epochs}", steps, enabled=rank == 0) as progress:
-                for step in range(epoch * steps, (epoch + 1) * steps):
-                    batch, valid_pixels = next_batch(batches, ranks)
+            planned = training_batches(
+                data.train, seed=settings.seed, epoch=epoch, batch_size=settings.batch_size, rank=rank, world=world
+            )
+            batches = chips.read(planned[losses.steps :], epoch=epoch)
+            with ProgressReport(
+                f"epoch {epoch + 1} of {settings.epochs}", steps - losses.steps, enabled=rank == 0
+            ) as progress:
+                for step in range(epoch * steps + losses.steps, (epoch + 1) * steps):
+                    batch, valid_pixels = next_batch(batches, ranks, requests)
+                    assert batch is not None  # there are as many as steps
+                    if requests.stop:
+                        stop(epoch, losses, time.perf_counter() - started)
+                    if requests.save:
+                        newest = save(epoch, losses, time.perf_counter() - started)
+                    torch.manual_seed(key_of(settings.seed, step, rank))  # for dropout, which differs between ranks
                     lr = learning_rate(step, settings.epochs * steps, settings)
                     for group in optimizer.param_groups:
                         group["lr"] = lr
@@ -156,75 +214,40 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
-                    loss_sums.append(loss_sum.detach())
-                    valid.append(valid_pixels)
+                    losses.add(loss_sum.detach(), valid_pixels)
                     progress.advance()
-            summed = ranks.sum(torch.stack(loss_sums).double().cpu()).numpy()
-            train_loss = float(summed.sum()) / max(sum(valid), 1)
-            chips_per_second = steps * global_batch / (time.perf_counter() - started)
+            summed = losses.over_ranks()
+            train_loss = float(summed.sum()) / max(sum(losses.valid), 1)
+            seconds = time.perf_counter() - started
             ranks.alike(require_finite, train_loss, epoch, config)
 
             val_loss, scored = None, Row()
             if settings.val_split is not None:
                 for buffer in model.buffers():
                     ranks.from_first(buffer)  # BatchNorm's statistics: each rank's are its own after a step
-                val_loss, scored = validate(model, val_chips, data, settings, ranks)
+                validated = validate(model, val_chips, data.val, data.contract.class_names, ranks, requests)
+                if validated is None:
+                    # What is validated by now is dropped: it says nothing about the model to be saved.
+                    stop(epoch, losses, seconds)
+                val_loss, scored = validated
             history.append(
                 {
                     "epoch": epoch + 1,
                     "train_loss": train_loss,
                     "val_loss": val_loss,
-                    "lr": lr,
+                    "lr": learning_rate((epoch + 1) * steps - 1, settings.epochs * steps, settings),
                     "seconds": round(time.perf_counter() - started, 3),
-                    "chips_per_second": round(chips_per_second, 2),
+                    "chips_per_second": round(steps * global_batch / seconds, 2),
                     **scored,
                 }
             )
             # The log first: what it holds beyond the newest checkpoint is dropped when the training goes on from there.
-            ranks.alike(write_log, log, history, summed / np.maximum(valid, 1))
-            checkpoint = Checkpoint(
-                epoch=epoch + 1,
-                step=(epoch + 1) * steps,
-                settings=fixed,
-                history=history,
-                model=model.state_dict(),
-                optimizer=optimizer.state_dict(),
-            )
-            ranks.alike(save, config.train_dir, checkpoint, ranks)
+            ranks.alike(write_log, log, history, summed / np.maximum(losses.valid, 1))
+            losses, seconds = EpochLosses(ranks), 0.0
+            newest = save(epoch + 1, losses, seconds)
             ranks.say(in_one_line(history[-1], settings.epochs, data.contract.class_names))
     ranks.alike(finish, config.bundle_dir, model, data.contract, history, ranks)
-
-
-def summed_loss(logits_bkhw: Tensor, label_bhw: Tensor) -> Tensor:
-    """Cross entropy, summed over the pixels whose label is not 255; 0 when there is none."""
-    return functional.cross_entropy(logits_bkhw, label_bhw.long(), ignore_index=IGNORE, reduction="sum")
-
-
-def learning_rate(step: int, steps: int, settings: TrainConfig) -> float:
-    """Adam's learning rate at a step.
-
-    one_cycle is a triangle over the whole training, from lr/10 up to lr at its middle and down again, as Raster
-    Vision's Learner does it: torch.optim.lr_scheduler.CyclicLR with base_lr = lr / 10, max_lr = lr and one cycle. The
-    policy is that of Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, arXiv:1506.01186.
-
-    Args:
-        step: counted from 0, over all epochs.
-        steps: of all epochs.
-        settings: name schedule and peak.
-    """
-    if settings.schedule == "constant":
-        return settings.lr
-    height = 1 - abs(2 * step / steps - 1)
-    return settings.lr * (0.1 + 0.9 * height)
-
-
-def training_mode(model: nn.Module, settings: TrainConfig) -> None:
-    """Set a model to training, its BatchNorm layers to evaluation when they are frozen."""
-    model.train()
-    if settings.freeze_batchnorm:
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+    ranks.alike(requests.forget)
 
 
 def key_of(*numbers: int) -> int:
@@ -232,78 +255,9 @@ def key_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def next_batch(batches: Iterator[Batch], ranks: Ranks) -> tuple[Batch, int]:
-    """The rank's next batch and the valid pixels of the global batch; a chip that cannot be read ends all ranks."""
-    batch, error = None, None
-    try:
-        batch = next(batches)
-    except WorkError as caught:
-        error = caught
-    # One small sum a step tells all ranks both, before any of them begins to compute.
-    valid, failed = ranks.sum(torch.tensor([batch.valid if batch else 0, error is not None])).tolist()
-    if error is not None:
-        raise error
-    if failed or batch is None:
-        raise ToldElsewhereError(WorkError.exit_code)
-    return batch, valid
-
-
-def validate(
-    model: SegmentationModel, chips: BatchReader, data: TrainingData, settings: TrainConfig, ranks: Ranks
-) -> tuple[float | None, Row]:
-    """Loss and scores over the validation split, each chip once: the same for any number of ranks.
-
-    The batches are fixed and each goes to one rank, so every chip meets the same company in it; what is added up are
-    whole numbers and sums in float64. The model runs outside of DDP: ranks may have different numbers of batches.
-    """
-    classes = data.contract.class_names
-    batches = validation_batches(data.val, batch_size=settings.batch_size, rank=ranks.rank, world=ranks.world)
-
-    def own_part() -> tuple[float, int, npt.NDArray[np.int64]]:
-        loss, valid, confusion = 0.0, 0, np.zeros((len(classes), len(classes)), np.int64)
-        for batch in chips.read(batches):
-            logits = model(batch.image_bchw)
-            loss += float(summed_loss(logits, batch.label_bhw))
-            valid += batch.valid
-            predicted = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
-            confusion += confusion_matrix(batch.label_bhw.cpu().numpy(), predicted, len(classes))
-        return loss, valid, confusion
-
-    model.eval()
-    with torch.inference_mode():
-        loss, valid, confusion = ranks.alike(own_part)
-    total_loss, total_valid = ranks.sum(torch.tensor([loss, valid], dtype=torch.float64)).tolist()
-    confusion = ranks.sum(torch.from_numpy(confusion)).numpy()
-    return total_loss / total_valid if total_valid else None, score_columns(confusion, classes)
-
-
 def read_config(argv: Sequence[str]) -> RunConfig:
     """Configuration from the command line."""
     return parse_run_config(argv, command="train_ddp", description="Train a segmentation model on chips.")[0]
-
-
-def choose_device(settings: TrainConfig, ranks: Ranks) -> torch.device:
-    """The rank's device.
-
-    Raises:
-        InputError: when there are fewer GPUs than ranks on this machine, or none where one was asked for.
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if settings.device == "cpu" or (settings.device == "auto" and gpus == 0):
-        return torch.device("cpu")
-    if gpus == 0:
-        raise InputError(
-            "train.device: 'cuda' is not possible: PyTorch sees no GPU here; use auto or cpu, or see what nvidia-smi "
-            "and CUDA_VISIBLE_DEVICES say"
-        )
-    if gpus < ranks.local_world:
-        raise InputError(
-            f"{ranks.local_world} ranks were started on a machine with {gpus} GPU{'s' if gpus > 1 else ''}, each "
-            f"needs its own; use --nproc-per-node={gpus}, or --train.device cpu"
-        )
-    device = torch.device("cuda", ranks.local_rank)
-    torch.cuda.set_device(device)
-    return device
 
 
 def what_the_result_depends_on(config: RunConfig, data: TrainingData, ranks: Ranks) -> dict[str, Any]:
@@ -311,7 +265,7 @@ def what_the_result_depends_on(config: RunConfig, data: TrainingData, ranks: Ran
     model = {name: value for name, value in asdict(config.model).items() if name != "bundle"}
     if config.model.architecture == "linear":
         model = {"architecture": "linear"}
-    train = {name: value for name, value in asdict(config.train).items() if name != "device"}
+    train = {name: value for name, value in asdict(config.train).items() if name not in ("device", "save_minutes")}
     if config.train.schedule == "constant":
         del train["epochs"]  # more of them change nothing about those that are done
     return {
@@ -335,16 +289,28 @@ def make_model(config: RunConfig, contract: Contract, *, load_weights: bool) -> 
     return build_model(contract, encoder_weights=weights)
 
 
-def find_checkpoint(directory: Path, fixed: dict[str, Any], ranks: Ranks) -> Checkpoint | None:
+def find_checkpoint(config: RunConfig, fixed: dict[str, Any], ranks: Ranks) -> Checkpoint | None:
     """The checkpoint to go on from, if there is one.
 
     Raises:
-        InputError: when it is of a training with other settings.
+        InputError: when it is of a training with other settings, or beyond the epochs that are asked for.
     """
+    directory, epochs = config.train_dir, config.train.epochs
     saved = load_newest(directory, lambda line: print(line, file=sys.stderr) if ranks.rank == 0 else None)
     if saved is not None:
         require_same_settings(saved, fixed, directory)
+        if saved.step and saved.epoch >= epochs:
+            raise InputError(
+                f"train.epochs: {epochs} is not possible: the training in {directory} is within epoch "
+                f"{saved.epoch + 1}; use --train.epochs {saved.epoch + 1} or more, or another run_dir"
+            )
     return saved
+
+
+def answer_requests(requests: Requests, where: str) -> None:
+    """Leave word that the training stopped as it was asked to."""
+    with disk_errors("word of the interruption"):
+        requests.answer(where)
 
 
 def require_finite(train_loss: float, epoch: int, config: RunConfig) -> None:
@@ -356,7 +322,7 @@ def require_finite(train_loss: float, epoch: int, config: RunConfig) -> None:
         )
 
 
-def save(directory: Path, checkpoint: Checkpoint, ranks: Ranks) -> None:
+def write_checkpoint(directory: Path, checkpoint: Checkpoint, ranks: Ranks) -> None:
     """Save a checkpoint, on the first rank."""
     if ranks.rank == 0:
         with disk_errors(f"the checkpoint of epoch {checkpoint.epoch} in {directory}"):

@@ -8,12 +8,43 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from geochip.files import write_durably
 from geochip.metrics import scores
+from geochip.ranks import Ranks
 
 Row = dict[str, float | int | None]
 """One epoch, by the columns of log.csv."""
+
+
+class EpochLosses:
+    """Losses of an epoch's steps, added up over ranks only when they are asked for."""
+
+    def __init__(self, ranks: Ranks, loss_sums: Sequence[float] = (), valid: Sequence[int] = ()) -> None:
+        """Begin an epoch, or go on after steps of which `over_ranks` and `valid` are known."""
+        self.valid = list(valid)
+        """Of each step: how many pixels count, over all ranks."""
+        self._ranks, self._before = ranks, np.array(loss_sums, np.float64)
+        self._own: list[Tensor] = []
+
+    def add(self, loss_sum: Tensor, valid: int) -> None:
+        """Add a step: the loss summed over this rank's pixels, and the number of all ranks' pixels that count."""
+        self._own.append(loss_sum)
+        self.valid.append(valid)
+
+    @property
+    def steps(self) -> int:
+        """Steps that are done."""
+        return len(self.valid)
+
+    def over_ranks(self) -> npt.NDArray[np.float64]:
+        """(steps,) the loss of each step, summed over the pixels of all ranks; a collective."""
+        if not self._own:
+            return self._before
+        own = self._ranks.sum(torch.stack(self._own).double().cpu()).numpy()
+        return np.concatenate([self._before, own])
 
 
 class TrainingLog:

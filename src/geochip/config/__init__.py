@@ -5,9 +5,10 @@ The dataclasses below are the grammar: field names are the keys, the line under 
 """
 
 from geochip.config._chips import ChipsConfig
+from geochip.config._cluster import ClusterConfig, SlurmJobConfig, memory_mib, walltime_seconds
 from geochip.config._data import RASTER_SUFFIXES, DataConfig, LabelsConfig, SplitConfig
 from geochip.config._rules import IGNORE, PROBABILITY_STEPS, Device, available_cpus
-from geochip.config._run import ClusterConfig, InferConfig, ModelConfig, RunConfig, TrainConfig
+from geochip.config._run import InferConfig, ModelConfig, RunConfig, TrainConfig
 
 __all__ = [
     "IGNORE",
@@ -21,7 +22,10 @@ __all__ = [
     "LabelsConfig",
     "ModelConfig",
     "RunConfig",
+    "SlurmJobConfig",
     "SplitConfig",
     "TrainConfig",
     "available_cpus",
+    "memory_mib",
+    "walltime_seconds",
 ]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from geochip.config._chips import ChipsConfig
+from geochip.config._cluster import ClusterConfig
 from geochip.config._data import DataConfig, LabelsConfig, SplitConfig
 from geochip.config._rules import Device, check
 
@@ -48,6 +49,9 @@ class TrainConfig:
     """Seed of the weights, of the order of chips and of the augmentation."""
     device: Device = "auto"
     """Where to compute; auto: a GPU for each local rank where there is one, else the CPU."""
+    save_minutes: float | None = None
+    """Also save within an epoch, every so many minutes, against kills and power cuts; null: after each epoch only. (A
+    training that is asked to stop saves in any case.)"""
 
     def __post_init__(self) -> None:
         check(
@@ -55,6 +59,12 @@ class TrainConfig:
             (self.batch_size >= 1, "train.batch_size", self.batch_size, "must be at least 1"),
             (0 < self.lr < float("inf"), "train.lr", self.lr, "must be greater than 0"),
             (self.seed >= 0, "train.seed", self.seed, "must be at least 0"),
+            (
+                self.save_minutes is None or self.save_minutes > 0,
+                "train.save_minutes",
+                self.save_minutes,
+                "must be greater than 0, or null",
+            ),
         )
 
 
@@ -97,31 +107,6 @@ class InferConfig:
             ),
             (self.batch_size >= 1, "infer.batch_size", self.batch_size, "must be at least 1"),
             (self.block >= 16, "infer.block", self.block, "must be at least 16 pixels"),
-        )
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """Where Dask runs: chipping and inference are spread over its workers."""
-
-    kind: Literal["local", "address"] = "local"
-    """local: worker processes on this machine; address: a Dask scheduler that runs already."""
-    workers: int | None = None
-    """Worker processes of a local cluster; null: one for each CPU that this process may use."""
-    address: str | None = None
-    """Address of the running scheduler, such as tcp://10.0.0.1:8786, for kind: address."""
-    dashboard: bool = False
-    """Serve Dask's dashboard on this machine's loopback interface, and say where; it costs the start half a second."""
-
-    def __post_init__(self) -> None:
-        check(
-            (self.workers is None or self.workers >= 1, "cluster.workers", self.workers, "must be at least 1, or null"),
-            (
-                self.kind != "address" or bool(self.address),
-                "cluster.address",
-                self.address,
-                "must be given for cluster.kind: address, such as tcp://10.0.0.1:8786",
-            ),
         )
 
 

@@ -1,7 +1,7 @@
 """The network, the data contract that it comes with, and both on disk."""
 
 from geochip.model.bundle import bundle_sha256, check_bundle_dir, load_bundle, save_bundle
-from geochip.model.encoders import fetch_encoder_weights
+from geochip.model.encoders import fetch_encoder_weights, require_cached_weights
 from geochip.model.network import Contract, SegmentationModel, build_model, rehearse
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "fetch_encoder_weights",
     "load_bundle",
     "rehearse",
+    "require_cached_weights",
     "save_bundle",
 ]

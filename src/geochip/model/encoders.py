@@ -63,34 +63,58 @@ def fetch_encoder_weights(encoder: str, encoder_weights: str) -> None:
     Raises:
         InputError: when there are no such weights, or they are not cached and cannot be fetched.
     """
-    import segmentation_models_pytorch as smp
-
     check_names(LINEAR, encoder)
     _check_weights(encoder, encoder_weights)
-
-    def load() -> None:
-        # The random numbers are left alone: whether weights were cached must not show in what is trained.
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            smp.encoders.get_encoder(encoder, weights=encoder_weights)
-
     try:
         with without_network():
-            load()
+            _load(encoder, encoder_weights)
         return
     except OSError:
         pass  # not in the cache
     reason = _hub_unreachable()
     if reason is None:
         try:
-            load()
+            _load(encoder, encoder_weights)
             return
         except OSError as error:
             reason = brief(error)
-    raise InputError(
-        f"model.encoder_weights: the {encoder_weights} weights of {encoder} are not in this machine's cache and cannot "
-        f"be fetched ({reason}); run this once on a machine with a network that shares the cache (your home directory, "
-        f"or HF_HOME):\n"
+    raise _not_cached(encoder, encoder_weights, f"and cannot be fetched ({reason})")
+
+
+def require_cached_weights(encoder: str, encoder_weights: str) -> None:
+    """See that an encoder's pretrained weights are in this machine's cache; nothing is fetched.
+
+    Args:
+        encoder: as `model.encoder`.
+        encoder_weights: as `model.encoder_weights`.
+
+    Raises:
+        InputError: when there are no such weights, or they are not cached, with the command that fetches them.
+    """
+    check_names(LINEAR, encoder)
+    _check_weights(encoder, encoder_weights)
+    try:
+        with without_network():
+            _load(encoder, encoder_weights)
+    except OSError:
+        raise _not_cached(
+            encoder, encoder_weights, "and compute nodes mostly have no network to fetch them by"
+        ) from None
+
+
+def _load(encoder: str, encoder_weights: str) -> None:
+    import segmentation_models_pytorch as smp
+
+    # The random numbers are left alone: whether weights were cached must not show in what is trained.
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        smp.encoders.get_encoder(encoder, weights=encoder_weights)
+
+
+def _not_cached(encoder: str, encoder_weights: str, why: str) -> InputError:
+    return InputError(
+        f"model.encoder_weights: the {encoder_weights} weights of {encoder} are not in this machine's cache {why}; "
+        f"run this once on a machine with a network that shares the cache (your home directory, or HF_HOME):\n"
         f"    python -c \"import geochip.model as m; m.fetch_encoder_weights('{encoder}', '{encoder_weights}')\"\n"
         "or begin from random weights with --model.encoder_weights null"
     )

@@ -1,0 +1,34 @@
+"""The environment of worker processes, whatever starts them."""
+
+import shlex
+
+WORKER_ENVIRONMENT = {
+    # GDAL's default cache is 5 % of the machine for every process, which on a large shared node is more than its share.
+    "GDAL_CACHEMAX": "128",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # What a task frees the next one takes again: giving it back to the system in between costs a twentieth of the work.
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+}
+
+QUIET_DASK = {
+    # Nobody looks at these, and together they take as long as starting the cluster does.
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.admin.system-monitor.interval": "5s",
+}
+
+# Looking for garbage through what is there when a worker has started takes time.
+FREEZE = "import gc; gc.freeze()"
+
+
+def export_lines() -> list[str]:
+    """The same as lines of a shell script, with Dask's settings in the form of its environment variables."""
+    dask = {
+        f"DASK_{key.upper().replace('.', '__').replace('-', '_')}": str(value)
+        for key, value in {**QUIET_DASK, "distributed.worker.preload": [FREEZE]}.items()
+    }
+    return [f"export {name}={shlex.quote(value)}" for name, value in {**WORKER_ENVIRONMENT, **dask}.items()]

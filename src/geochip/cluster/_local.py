@@ -1,0 +1,76 @@
+"""Workers of this machine, and schedulers that run already."""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster
+
+from geochip.cluster._environment import QUIET_DASK, WORKER_ENVIRONMENT
+from geochip.cluster._tasks import Patience, watched
+from geochip.config import ClusterConfig, available_cpus
+from geochip.errors import InputError
+
+
+@contextlib.contextmanager
+def address_client(cluster: ClusterConfig) -> Iterator[Client]:
+    """Connect to a scheduler that runs already; it is left running."""
+    try:
+        client = Client(cluster.address, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cluster.address: no Dask scheduler answers at {cluster.address!r} ({' '.join(str(error).split())}); "
+            "start one, or use cluster.kind: local"
+        ) from None
+    # That the scheduler is gone is told once, by `run_tasks`.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+    with client, watched(client, Patience(client, wait_minutes=cluster.wait_minutes)):
+        yield client
+
+
+@contextlib.contextmanager
+def local_client(cluster: ClusterConfig, *, threads_per_worker: int) -> Iterator[Client]:
+    """Start workers here, which listen on the loopback interface only."""
+    with (
+        dask.config.set(
+            {
+                "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
+                **QUIET_DASK,
+                # Ctrl-C reaches every process of the terminal. The driver ends the workers; they need not speak of it.
+                # And what is there when a worker has started stays: looking through it for garbage takes time.
+                "distributed.worker.preload": [
+                    "import gc, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); gc.freeze()"
+                ],
+            }
+        ),
+        _closing_quietly(
+            n_workers=cluster.workers or available_cpus(),
+            threads_per_worker=threads_per_worker,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            scheduler_kwargs={"dashboard": cluster.dashboard},
+            # What goes wrong on a worker comes back here as an exception, and is told once.
+            silence_logs=logging.CRITICAL,
+        ) as client,
+    ):
+        if cluster.dashboard:
+            print(f"Dask's dashboard: {client.dashboard_link}", file=sys.stderr, flush=True)
+        yield client
+
+
+@contextlib.contextmanager
+def _closing_quietly(**options: Any) -> Iterator[Client]:
+    """A local cluster and its client; what goes wrong while they end does not hide why they end."""
+    cluster = LocalCluster(**options)
+    client = Client(cluster)
+    try:
+        yield client
+    finally:
+        for end in (client.close, cluster.close):
+            # A worker that is just being started anew may be waited for in vain; it ends with this process.
+            with contextlib.suppress(TimeoutError, OSError, RuntimeError):
+                end()

@@ -1,0 +1,409 @@
+"""Watches over the Slurm jobs of a run: says what they wait for, replaces those that are lost, gives up in words.
+
+A thread of its own looks, so that results are taken in while Slurm's controller takes its time. What ends the run is
+raised in the thread that waits for results, see `look`.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from geochip.cluster._causes import cause_of, end_of, show
+from geochip.cluster._signals import undisturbed
+from geochip.cluster._tasks import WHAT_IS_KEPT
+from geochip.config import ClusterConfig
+from geochip.errors import WorkError
+from geochip.slurm import JobState, SlurmError, cancel, explain, job_states, run_slurm
+
+_TICK_SECONDS = 0.5
+# Of squeue, which the controller serves for everybody: the more jobs, the longer.
+_POLL_SECONDS = (2.0, 10.0)
+_MANY = 50
+_TELL_SECONDS = 60.0
+_TELL_SECONDS_AT_WORK = 600.0
+_SLOW_START_SECONDS = 60.0
+_RETRY_SECONDS = 60.0
+_TAILS = 3
+_STILLBORN = 3
+_GOODBYE_SECONDS = 4.0
+_END_SECONDS = 8.0
+_HELD = ("launch failed requeued held", "JobHeldAdmin")
+# A job in one of these may be back in the queue a moment later.
+_REQUEUED = ("NODE_FAIL", "PREEMPTED")
+
+
+class Submitter(Protocol):
+    """What submits the jobs."""
+
+    key: str
+    """Section of the run file that describes them."""
+    name: str
+    """Of all of them."""
+    address: str
+    """Of the scheduler."""
+    start_seconds: float
+    """In which a worker has to come once its job runs."""
+    life_seconds: float
+    """After which a worker ends by itself."""
+
+    def submit(self) -> str:
+        """Submit one job; returns its id."""
+
+    def log(self, job_id: str) -> Path:
+        """The log of a job."""
+
+
+class Connected(Protocol):
+    """The scheduler."""
+
+    def names(self) -> list[str]:
+        """Names of the workers that are connected: JOB-RESTART."""
+
+    def close(self) -> None:
+        """Tell the workers to end."""
+
+
+@dataclass
+class _Job:
+    job_id: str
+    state: str = "PENDING"
+    reason: str = ""
+    expected_start: str | None = None
+    running_since: float | None = None
+    came: bool = False
+    """Whether its worker ever connected, since the job last started."""
+    slow_told: bool = False
+    doubts: int = 0
+    """How many times in a row it looked gone."""
+
+
+class Supervisor:
+    """Keeps the jobs of a run; as a context manager it submits them and cancels what is left of them."""
+
+    def __init__(self, submitter: Submitter, scheduler: Connected, cluster: ClusterConfig, count: int) -> None:
+        """Prepare; nothing is submitted yet.
+
+        Args:
+            submitter: makes and submits a job.
+            scheduler: to which the workers connect.
+            cluster: what the run file says.
+            count: how many jobs.
+        """
+        self.advice = f"give them more memory ({submitter.key}.memory), or use smaller chips or blocks"
+        self._submitter, self._scheduler, self._cluster, self._count = submitter, scheduler, cluster, count
+        self._jobs: dict[str, _Job] = {}
+        self._failure: Exception | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="geochip-supervisor", daemon=True)
+        self._ever = False
+        self._lost = self._stillborn = self._tails = 0
+        self._missing = 0
+        self._retry_at = 0.0
+        self._told: Any = None
+        self._limit_told = False
+        self._told_at = self._last_worker = time.monotonic()
+        self._next_poll = 0.0
+        self._silent_since: float | None = None
+
+    # --- in the run's own thread
+
+    def __enter__(self) -> Self:
+        try:
+            for _ in range(self._count):
+                self._submit()
+        except BaseException:
+            with undisturbed():
+                self._cancel_all()
+            raise
+        self._say(f"submitted {_listed(list(self._jobs))} as {self._submitter.name}; logs: {self._log_of('JOB')}")
+        self._next_poll = time.monotonic() + _POLL_SECONDS[0]
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        # It may be submitting.
+        self._thread.join(60)
+        self._cancel_all()
+
+    def look(self) -> None:
+        """Raise what the supervisor found to be the end of the run.
+
+        Raises:
+            WorkError: with the cause and what to do.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    def _cancel_all(self) -> None:
+        """End the jobs, and wait a little until they are gone."""
+        ids = list(self._jobs)
+        if not ids:
+            return
+        try:
+            here = {name.split("-")[0] for name in self._scheduler.names()}
+            cancel(job_id for job_id in ids if job_id not in here)
+            # The others are told to end, so that they clear up after themselves; one that is busy is not waited for.
+            self._scheduler.close()
+            if not _gone(ids, _GOODBYE_SECONDS):
+                cancel(ids)
+            # One that was submitted while this process was told to end, and whose id was never read.
+            run_slurm("scancel", "--quiet", f"--name={self._submitter.name}", f"--user={os.getuid()}")
+            _gone(ids, _END_SECONDS)
+        except SlurmError as error:
+            self._say(
+                f"jobs could not be cancelled ({error.stderr or error}): scancel {' '.join(ids)}; their workers end by "
+                "themselves without this process"
+            )
+
+    # --- in the supervisor's thread
+
+    def _watch(self) -> None:
+        try:
+            while not self._stop.wait(_TICK_SECONDS) and self._failure is None:
+                self._tick()
+        except Exception as error:
+            self._failure = error
+
+    def _tick(self) -> None:
+        now, here = time.monotonic(), {name.split("-")[0] for name in self._scheduler.names()}
+        for job_id in here & set(self._jobs):
+            self._jobs[job_id].came = True
+        if here:
+            self._ever, self._last_worker = True, now
+        if now >= self._next_poll:
+            self._poll(now, here)
+            self._next_poll = time.monotonic() + _POLL_SECONDS[len(self._jobs) > _MANY]
+        if not here and now - self._last_worker >= 60 * self._cluster.wait_minutes:
+            self._give_up(
+                f"no worker for {self._cluster.wait_minutes:g} minutes (cluster.wait_minutes): {self._in_words(here)}; "
+                f"raise it, or {self._way_out()}"
+            )
+
+    def _poll(self, now: float, here: set[str]) -> None:
+        try:
+            states = job_states(self._jobs)
+        except SlurmError as error:
+            if self._silent_since is None or now - self._told_at >= _TELL_SECONDS:
+                self._say(f"{error}; asking again")
+                self._told_at = now
+            self._silent_since = self._silent_since or now
+            return
+        self._silent_since = None
+        for job in list(self._jobs.values()):
+            self._judge(job, states.get(job.job_id), now, here)
+        if self._failure is None:
+            self._refill(now, here)
+            self._tell(now, here)
+
+    def _judge(self, job: _Job, state: JobState | None, now: float, here: set[str]) -> None:
+        """Take in what Slurm says of one job."""
+        if state is None or state.ended or state.reason in _HELD:
+            job.doubts += 1
+            if job.doubts > (state is None or state.state in _REQUEUED):
+                self._has_ended(job, state, now)
+            return
+        job.doubts = 0
+        if state.state == "PENDING" and job.running_since is not None:
+            self._say(f"job {job.job_id} was requeued (preempted, or its node failed); it comes back by itself")
+            job.running_since, job.came, job.slow_told = None, False, False
+        if state.state == "RUNNING" and job.running_since is None:
+            job.running_since = now
+        same_reason = job.reason == state.reason
+        job.state, job.reason, job.expected_start = state.state, state.reason, state.expected_start
+        if job.state == "PENDING" and not here and same_reason and explain(job.reason).hopeless:
+            found = explain(job.reason)
+            self._give_up(f"job {job.job_id} will never start: {found.words}; {found.remedy} ({self._submitter.key})")
+        elif job.running_since is not None and not job.came:
+            self._slow_start(job, state, now)
+
+    def _slow_start(self, job: _Job, state: JobState, now: float) -> None:
+        """A job that runs, and from which nothing is heard."""
+        assert job.running_since is not None
+        waited = now - job.running_since
+        if waited > self._submitter.start_seconds + _SLOW_START_SECONDS:
+            with contextlib.suppress(SlurmError):
+                cancel([job.job_id])
+            self._has_ended(job, state, now)
+        elif waited > _SLOW_START_SECONDS and not job.slow_told:
+            job.slow_told = True
+            self._say(
+                f"job {job.job_id} runs on {state.nodes} since {waited:.0f} s, but its worker has not come; it has "
+                f"{self._submitter.start_seconds:.0f} s. The end of its log, {self._log_of(job.job_id)}:"
+            )
+            self._show_tail(job)
+
+    def _has_ended(self, job: _Job, state: JobState | None, now: float) -> None:
+        """A job is gone while there is work: say so, and whether it is to be replaced."""
+        del self._jobs[job.job_id]
+        self._missing += 1
+        ran = now - job.running_since if job.running_since is not None else 0.0
+        by_itself = state is not None and state.state in ("COMPLETED", "TIMEOUT")
+        if job.came and by_itself and ran >= self._submitter.life_seconds / 2:
+            self._say(f"job {job.job_id} has reached the end of its time; another one takes its place")
+            return
+        self._lost += 1
+        self._stillborn += not job.came
+        self._say(f"job {job.job_id} {_end_in_words(job, state)}")
+        shown = self._show_tail(job)
+        if not self._ever and self._stillborn >= min(max(self._count, 2), _STILLBORN):
+            self._give_up(
+                f"{self._stillborn} jobs ended before any worker came: "
+                f"{cause_of(shown, state, self._submitter)} (log: {self._log_of(job.job_id)})"
+            )
+
+    def _refill(self, now: float, here: set[str]) -> None:
+        """Submit jobs in place of those that ended."""
+        while self._missing and now >= self._retry_at and not self._stop.is_set():
+            # Those that ended in time do not count: only what was lost is bounded.
+            if self._lost > self._cluster.max_replacements:
+                if not self._jobs:
+                    self._give_up(
+                        f"{self._lost} jobs were lost, and cluster.max_replacements is "
+                        f"{self._cluster.max_replacements}; see the logs, or raise it if nodes are preempted often"
+                    )
+                elif not self._limit_told:
+                    self._limit_told = True
+                    self._say(
+                        f"{self._lost} jobs were lost: no more are submitted (cluster.max_replacements); "
+                        f"{len(self._jobs)} are left"
+                    )
+                return
+            try:
+                job_id = self._submit()
+            except SlurmError as error:
+                if not self._jobs and not here:
+                    self._failure = error
+                    return
+                self._say(f"{error}; tried again in a minute")
+                self._retry_at = now + _RETRY_SECONDS
+                return
+            self._missing -= 1
+            self._say(f"submitted job {job_id} instead")
+
+    def _submit(self) -> str:
+        job_id = self._submitter.submit()
+        self._jobs[job_id] = _Job(job_id)
+        return job_id
+
+    def _give_up(self, why: str) -> None:
+        self._failure = WorkError(f"{why}; {WHAT_IS_KEPT}")
+
+    # --- words
+
+    def _tell(self, now: float, here: set[str]) -> None:
+        """Say how things stand when that has changed, and every minute while jobs are waited for."""
+        groups = self._groups(here)
+        waiting = any(kind not in ("there", "starting") for kind in groups)
+        signature = {kind: len(jobs) for kind, jobs in groups.items()}
+        every = _TELL_SECONDS_AT_WORK if here else _TELL_SECONDS
+        if signature != self._told or ((waiting or not here) and now - self._told_at >= every):
+            self._told, self._told_at = signature, now
+            self._say(self._in_words(here))
+
+    def _groups(self, here: set[str]) -> dict[str, list[_Job]]:
+        """Jobs by what they do: "there", "starting", or the reason for which they wait."""
+        groups: dict[str, list[_Job]] = {}
+        for job in self._jobs.values():
+            if job.job_id in here:
+                kind = "there"
+            elif job.state == "PENDING":
+                kind = f"PENDING {job.reason}"
+            else:
+                kind = "starting" if job.state in ("RUNNING", "CONFIGURING", "COMPLETING") else job.state
+            groups.setdefault(kind, []).append(job)
+        return groups
+
+    def _in_words(self, here: set[str]) -> str:
+        groups = self._groups(here)
+        there = len(groups.pop("there", []))
+        parts = [f"{there} of {self._count} workers are there"]
+        if starting := groups.pop("starting", []):
+            parts.append(f"{_listed([job.job_id for job in starting])} {_verb(starting, 'start')}")
+        for jobs in groups.values():
+            reason = explain(jobs[0].reason)
+            part = f"{_listed([job.job_id for job in jobs])} {_verb(jobs, 'wait')}: {reason.words}"
+            starts = sorted(job.expected_start for job in jobs if job.expected_start)
+            parts.append(part + (f", expected start {starts[0].replace('T', ' ')}" if starts else ""))
+        return "; ".join(parts)
+
+    def _way_out(self) -> str:
+        """What might bring workers."""
+        waiting = [explain(job.reason) for job in self._jobs.values() if job.state == "PENDING"]
+        if not waiting:
+            return f"see the logs, {self._log_of('JOB')}"
+        return (
+            waiting[0].remedy
+            if waiting[0].hopeless
+            else f"ask for less ({self._submitter.key}: cores, memory, walltime), or for another partition"
+        )
+
+    def _show_tail(self, job: _Job) -> str:
+        """Show the end of a job's log, of the first few jobs; returns it."""
+        text = end_of(self._submitter.log(job.job_id))
+        self._tails += 1
+        if self._tails <= _TAILS:
+            show(text)
+        return text
+
+    def _log_of(self, job_id: str) -> str:
+        return str(self._submitter.log(job_id))
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(f"Slurm: {text}", file=sys.stderr, flush=True)
+
+
+_ENDS = {
+    "BOOT_FAIL": "could not be started: its node did not boot",
+    "CANCELLED": "was cancelled",
+    "COMPLETED": "ended",
+    "DEADLINE": "reached its deadline",
+    "FAILED": "failed",
+    "NODE_FAIL": "lost its node",
+    "OUT_OF_MEMORY": "ran out of memory",
+    "PREEMPTED": "was preempted",
+    "TIMEOUT": "reached its walltime",
+}
+
+
+def _gone(ids: Sequence[str], seconds: float) -> bool:
+    """Wait until jobs have ended; whether they have."""
+    end = time.monotonic() + seconds
+    while any(not state.ended for state in job_states(ids).values()):
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _end_in_words(job: _Job, state: JobState | None) -> str:
+    if state is None:
+        return "is gone, and Slurm knows no more of it"
+    words = _ENDS.get(state.state)
+    if words is None:
+        words = f"is held: {explain(state.reason).words}" if state.state == "PENDING" else "was ended: no worker came"
+    where = f" on {state.nodes}" if state.nodes else ""
+    code = f" with exit code {state.exit_code}" if state.exit_code not in (None, "0:0") else ""
+    return f"{words}{where}{code}{'' if job.came else ' before its worker came'}"
+
+
+def _verb(jobs: Sequence[object], verb: str) -> str:
+    return f"{verb}s" if len(jobs) == 1 else verb
+
+
+def _listed(ids: Sequence[str]) -> str:
+    """Job 7, or jobs 7, 8, 9, 10, 11 and 3 more."""
+    if len(ids) == 1:
+        return f"job {ids[0]}"
+    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return f"jobs {', '.join(ids[:5])}{more}"

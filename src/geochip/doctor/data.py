@@ -1,0 +1,136 @@
+"""Checks of what a run reads: the scenes, the splits, the network and its weights."""
+
+import contextlib
+import io
+
+from geochip.chip_prepare import Prepared, judge_overlap
+from geochip.chip_report import estimate
+from geochip.doctor.findings import Case, Finding, fail, fails, listed, ok, warn
+from geochip.errors import GeochipError, InputError
+from geochip.infer_plan import plan_inference
+from geochip.model import check_bundle_dir, rehearse, require_cached_weights
+from geochip.store import journal_path, read_journal, refuse_other
+
+
+def scenes(case: Case) -> list[Finding]:
+    """The plan of chipping, as --dry_run makes it."""
+    what, plan, config = "scenes", case.plan, case.config
+    if isinstance(plan, GeochipError):
+        return fails(what, plan)
+    found = []
+    counts = {split.split: split.chips for split in plan.plan.splits}
+    expected = estimate(plan.plan, len(plan.first.bands), plan.first.dtype, config.chips.size)
+    found.append(
+        ok(
+            what,
+            f"{len(plan.catalogue.scenes)} scenes below {config.data.root}, {plan.plan.chips} chips "
+            f"({', '.join(f'{count} in {split}' for split, count in counts.items())}) in {expected.tasks} tasks",
+        )
+    )
+    found += bad_scenes(plan, config.data.max_bad_scenes)
+    if left_out := [*plan.catalogue.unlabelled, *plan.catalogue.buffered]:
+        found.append(warn(what, f"{len(left_out)} are left out: {left_out[0]}"))
+    for name, key, option in (
+        (config.train.split, "train.split", ""),
+        (config.train.val_split, "train.val_split", ", or use --train.val_split null"),
+    ):
+        if name is not None and not counts.get(name):
+            found.append(fail(what, f"{key}: split {name!r} has no chips to train with; put scenes into it{option}"))
+    return found + overlap(case, plan) + finished_store(case, plan)
+
+
+def bad_scenes(plan: Prepared, allowed: int) -> list[Finding]:
+    """Scenes that cannot be used: a run goes on without them, and ends with exit code 1 if they are too many."""
+    bad = plan.catalogue.bad
+    if not bad:
+        return []
+    text = f"{len(bad)} cannot be used: {listed(bad, 3)}"
+    if len(bad) <= allowed:
+        return [warn("scenes", f"{text}; data.max_bad_scenes = {allowed} allows it")]
+    return [fail("scenes", f"{text}; mend them, or allow them with --data.max_bad_scenes {len(bad)}")]
+
+
+def overlap(case: Case, plan: Prepared) -> list[Finding]:
+    """Whether training chips show the ground of other splits."""
+    if plan.overlap is None:
+        return []
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(told):
+            judge_overlap(plan.overlap, case.config)
+    except InputError as error:
+        return fails("splits", error)
+    return [warn("splits", line) for line in told.getvalue().splitlines()] or [
+        ok("splits", f"no chip of {case.config.train.split} shows the ground of another split")
+    ]
+
+
+def finished_store(case: Case, plan: Prepared) -> list[Finding]:
+    """Whether the chip store that is there, if any, is one that this run file goes on with."""
+    store = case.config.chip_store
+    known, records, _ = read_journal(journal_path(store))
+    if not store.exists() or known is None:
+        return []
+    try:
+        refuse_other(known, plan.header, records, store=store, option="chips.store")
+    except InputError as error:
+        return fails("chip store", error)
+    return [
+        ok("chip store", f"{store} is there, with {len(records)} of {plan.plan.shards} shards; a run goes on with it")
+    ]
+
+
+def predicted(case: Case) -> list[Finding]:
+    """What inference would predict; with a trained model, whether the scenes fit it."""
+    what, config, catalogue = "inference", case.config, case.to_predict
+    if isinstance(catalogue, GeochipError):
+        return fails(what, catalogue)
+    scenes, bad, doubts = len(catalogue.scenes), catalogue.bad, tuple[str, ...]()
+    windows = f"no model at {config.bundle_dir} yet"
+    if config.bundle_dir.exists():
+        try:
+            plan = plan_inference(config, config.infer.files)
+        except InputError as error:
+            return fails(what, error)
+        scenes, bad, doubts = len(plan.scenes), plan.bad, plan.warnings
+        windows = f"{plan.windows} windows with the model {config.bundle_dir}"
+    of = "infer.files" if config.infer.files else f"split {config.infer.split}"
+    found = [ok(what, f"{scenes} scenes of {of}; {windows}")]
+    if bad:
+        judge = warn if len(bad) <= config.data.max_bad_scenes else fail
+        found.append(judge(what, f"{len(bad)} cannot be predicted: {listed(bad, 3)}; mend them"))
+    return found + [warn(what, doubt) for doubt in doubts]
+
+
+def network(case: Case) -> list[Finding]:
+    """Whether the network can be built, takes the chips, and finds its pretrained weights without a network."""
+    what, model, config, built = "network", case.config.model, case.config, case.network
+    if isinstance(built, GeochipError):
+        return fails(what, built)
+    try:
+        check_bundle_dir(config.bundle_dir)
+        # As training does: BatchNorm layers that keep what they know take one chip a batch.
+        if not config.train.freeze_batchnorm:
+            rehearse(built, batch_size=config.train.batch_size, chip_size=config.chips.size)
+    except InputError as error:
+        return fails(what, error)
+    named = model.architecture if model.architecture == "linear" else f"{model.architecture} with {model.encoder}"
+    weights = sum(one.numel() for one in built.parameters())
+    found = [
+        ok(
+            what,
+            f"{named}, {weights} weights; takes batches of {config.train.batch_size} chips of {config.chips.size} "
+            f"x {config.chips.size} pixels",
+        )
+    ]
+    if model.encoder_weights is None or model.architecture == "linear":
+        return [*found, ok("pretrained weights", "none are asked for")]
+    try:
+        require_cached_weights(model.encoder, model.encoder_weights)
+    except InputError as error:
+        # One line: the command to run stands in the middle of it.
+        text = " ".join(str(error).split())
+        if config.bundle_dir.exists():
+            return [*found, warn("pretrained weights", f"{text} (not needed as long as {config.bundle_dir} is used)")]
+        return [*found, fail("pretrained weights", text)]
+    return [*found, ok("pretrained weights", f"{model.encoder_weights} of {model.encoder} are in this machine's cache")]

@@ -1,0 +1,143 @@
+"""What the doctor looks at, and what it says about it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import geochip
+from geochip.chip_prepare import Prepared, prepare
+from geochip.cluster import Jobs, job_script
+from geochip.config import RunConfig
+from geochip.doctor.facts import Facts, gather
+from geochip.errors import GeochipError
+from geochip.model import Contract, SegmentationModel, build_model
+from geochip.scenes import Catalogue, describe_files, find_scenes
+
+Level = Literal["ok", "warn", "FAIL"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line: what was looked at, with its value, and what to do where something is wrong."""
+
+    level: Level
+    """ok; warn: a run may go wrong, or could go better; FAIL: a run would fail."""
+    what: str
+    """What was looked at, in one or two words."""
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level:<5}{self.what}: {self.text}"
+
+
+def ok(what: str, text: str) -> Finding:
+    """A finding that all is well."""
+    return Finding(level="ok", what=what, text=text)
+
+
+def warn(what: str, text: str) -> Finding:
+    """A finding that a person should know of."""
+    return Finding(level="warn", what=what, text=text)
+
+
+def fail(what: str, text: str) -> Finding:
+    """A finding that would end a run."""
+    return Finding(level="FAIL", what=what, text=text)
+
+
+def fails(what: str, error: Exception) -> list[Finding]:
+    """What an error says, a finding a line: the commands' own errors say what to do."""
+    return [fail(what, line.strip()) for line in str(error).splitlines() if line.strip()]
+
+
+@dataclass(kw_only=True)
+class Case:
+    """A run file under examination, with what several checks need to know."""
+
+    config: RunConfig
+    probe: bool = True
+    """Start a worker and look from there."""
+    patient: bool = False
+    """Wait for the workers of a batch system as long as a run would, not for a minute."""
+    refused: set[Jobs] = field(default_factory=set)
+    """Jobs ("cpu", "gpu") that Slurm would not take: no worker of theirs needs to be waited for."""
+
+    @cached_property
+    def facts(self) -> Facts:
+        """The machine that the command runs on, its GPUs apart."""
+        return gather()
+
+    @cached_property
+    def plan(self) -> Prepared | GeochipError:
+        """What chipping would do, or why it cannot."""
+        try:
+            return prepare(self.config)
+        except GeochipError as error:
+            return error
+
+    @cached_property
+    def to_predict(self) -> Catalogue | GeochipError:
+        """The scenes of an inference, or why there are none."""
+        settings = self.config.infer
+        try:
+            if settings.files:
+                return describe_files(settings.files, self.config)
+            return find_scenes(self.config, [settings.split], need_labels=False)
+        except GeochipError as error:
+            return error
+
+    @cached_property
+    def network(self) -> SegmentationModel | GeochipError:
+        """The network with random weights, or why it cannot be built; for bands as many as the scenes have."""
+        config = self.config
+        bands = 3 if isinstance(self.plan, GeochipError) else len(self.plan.first.bands)
+        contract = Contract(
+            architecture=config.model.architecture, encoder=config.model.encoder, class_names=config.data.classes,
+            band_names=tuple(f"band {number}" for number in range(bands)), bands=tuple(range(1, bands + 1)),
+            dtype="uint16", nodata=None, mean=(0.0,) * bands, std=(1.0,) * bands, chip_size=config.chips.size,
+            pixel_size_range=None, chip_store_fingerprint="", geochip_version=geochip.__version__,
+        )  # fmt: skip
+        try:
+            return build_model(contract)
+        except GeochipError as error:
+            return error
+
+    @cached_property
+    def scripts(self) -> dict[Jobs, str] | GeochipError:
+        """The scripts of the workers' Slurm jobs, or why there are none; none for other kinds of cluster."""
+        cluster = self.config.cluster
+        if cluster.kind != "slurm":
+            return {}
+        kinds: tuple[Jobs, ...] = ("cpu", "gpu")
+        try:
+            return {jobs: job_script(cluster, jobs, self.config.run_dir) for jobs in kinds}
+        except GeochipError as error:
+            return error
+
+    @property
+    def written(self) -> dict[str, Path]:
+        """Directories that a run writes to, by the key of the run file that names them, each once."""
+        config = self.config
+        named = {
+            "run_dir": Path(config.run_dir),
+            "chips.store": config.chip_store.parent,
+            "model.bundle": config.bundle_dir.parent,
+            "infer.store": config.prediction_store.parent,
+        }
+        found: dict[Path, str] = {}
+        for key, path in named.items():
+            found.setdefault(path.absolute(), key)
+        return {key: path for path, key in found.items()}
+
+
+def existing(path: Path) -> Path:
+    """The directory itself, or the nearest one above it that is there already."""
+    return next(one for one in (path.absolute(), *path.absolute().parents) if one.is_dir())
+
+
+def listed(names: Iterable[object], most: int = 6) -> str:
+    """Names in a row, not endlessly many."""
+    every = [str(name) for name in names]
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")

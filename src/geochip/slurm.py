@@ -1,0 +1,443 @@
+"""Slurm's own commands, typed: what they print as values, what they refuse as errors with a remedy.
+
+Nothing here needs accounting (`sacct`) or JSON output, which many a site lacks.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from geochip.errors import InputError, WorkError
+
+_COMMANDS = ("sbatch", "squeue", "scontrol", "scancel")
+# An inherited SLURM_CPU_BIND or SBATCH_MEM would shape the jobs that are submitted; SQUEUE_* and SINFO_* hide lines.
+_OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_")
+_OF_LISTS = ("SQUEUE_", "SINFO_", "SCONTROL_", "SCANCEL_")
+_IDS_AT_ONCE = 200
+
+ENDED = frozenset((
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT",
+))  # fmt: skip
+"""States of jobs that have ended. From NODE_FAIL and PREEMPTED a job that is requeued comes back within seconds."""
+
+
+class SlurmError(WorkError):
+    """A Slurm command failed; the text holds what it wrote to standard error."""
+
+    def __init__(self, text: str, stderr: str = "") -> None:
+        super().__init__(text)
+        self.stderr = stderr
+        """What the command itself said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobState:
+    """What Slurm says of one job."""
+
+    job_id: str
+    state: str
+    """PENDING, RUNNING, COMPLETED, CANCELLED, FAILED, TIMEOUT, NODE_FAIL, OUT_OF_MEMORY, PREEMPTED, ..."""
+    reason: str = ""
+    """Slurm's reason code for a job that does not run; see `explain`."""
+    expected_start: str | None = None
+    """When Slurm expects a pending job to start, such as 2026-03-01T14:00:00; None where it does not know."""
+    exit_code: str | None = None
+    """EXIT:SIGNAL of a job that ended, such as 1:0."""
+    nodes: str = ""
+    """Nodes that it runs or ran on."""
+    restarts: int = 0
+    """How often it was requeued."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not run again."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """A reason of Slurm in words."""
+
+    words: str
+    """What keeps the job."""
+    remedy: str
+    """What to do."""
+    hopeless: bool
+    """Whether waiting cannot heal it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """A partition, and the largest values that any of its nodes has."""
+
+    name: str
+    up: bool
+    max_time: str
+    """Longest walltime, as Slurm writes it: UNLIMITED or D-HH:MM:SS."""
+    nodes: int
+    cpus_per_node: int
+    memory_per_node: int
+    """MB."""
+    gres: str
+    """Generic resources of its nodes, such as gpu:a100:4; empty for none."""
+    default: bool
+    allow_accounts: str
+    """ALL, or account names with commas between them."""
+
+
+def inside_a_job(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether this process runs in a Slurm job."""
+    return "SLURM_JOB_ID" in (os.environ if environ is None else environ)
+
+
+def find_slurm(*commands: str) -> None:
+    """See that Slurm's commands can be called.
+
+    Args:
+        commands: which; none: those that submit and follow jobs.
+
+    Raises:
+        InputError: when one is not on PATH.
+    """
+    missing = [name for name in commands or _COMMANDS if shutil.which(name) is None]
+    if not missing:
+        return
+    container = os.environ.get("APPTAINER_CONTAINER") or os.environ.get("SINGULARITY_CONTAINER")
+    where = (
+        f"this process runs inside the container {container}, where Slurm is not: run the command outside of it, and "
+        "name the image in cluster.cpu.python and cluster.gpu.python"
+        if container
+        else "run the command on a login node of the cluster, or in a job (module load slurm, on some sites); on one "
+        "machine use cluster.kind: local"
+    )
+    raise InputError(
+        f"cluster.kind: {', '.join(missing)} is not on PATH, so no jobs can be submitted from here; {where}"
+    )
+
+
+def clean_environment(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment to submit a job with from inside another one.
+
+    Args:
+        environ: the environment; that of this process when None.
+
+    Returns:
+        It without what describes the surrounding job. SLURM_CONF stays: it says where Slurm is.
+    """
+    return {
+        name: value
+        for name, value in (os.environ if environ is None else environ).items()
+        if name == "SLURM_CONF" or not name.startswith(_OF_A_JOB)
+    }
+
+
+def run_slurm(
+    *command: str, timeout: float = 30, stdin: str | None = None, environ: Mapping[str, str] | None = None
+) -> str:
+    """Run one of Slurm's commands.
+
+    Args:
+        command: the command and its arguments.
+        timeout: seconds to wait for it.
+        stdin: text for its standard input.
+        environ: its environment; when None that of this process, without what belongs to a surrounding job.
+
+    Returns:
+        What it printed.
+
+    Raises:
+        InputError: when there is no such command.
+        SlurmError: when it fails or does not answer, with its own words and what to do.
+    """
+    environ = clean_environment() if environ is None else environ
+    environ = {name: value for name, value in environ.items() if not name.startswith(_OF_LISTS)}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, check=False, env=environ,
+            input="" if stdin is None else stdin,
+            # Ctrl-C is the driver's: a command that dies of it would leave a job that nobody knows.
+            start_new_session=True,
+        )  # fmt: skip
+    except FileNotFoundError:
+        find_slurm(command[0])
+        raise
+    except subprocess.TimeoutExpired:
+        raise SlurmError(
+            f"{command[0]} did not answer within {timeout:.0f} s; Slurm's controller may be busy or down: try "
+            "`scontrol ping`, and run the same command again later"
+        ) from None
+    if done.returncode:
+        said = _words_of(command[0], done.stderr) or f"it ended with exit code {done.returncode}"
+        raise SlurmError(f"{command[0]}: {said}; {remedy(said)}", said)
+    return done.stdout
+
+
+def _words_of(command: str, stderr: str) -> str:
+    """What a command wrote to standard error, in one line and without its own name before each."""
+    lines = [re.sub(rf"^(?:{command}: )?(?:error: )?", "", line.strip()) for line in stderr.splitlines()]
+    return "; ".join(line for line in lines if line)
+
+
+# What a command says (part of it, lower case), what to do.
+_REMEDIES = (
+    (
+        "account",
+        "name an account that you may use there ({key}.account; `sacctmgr show user $USER withassoc` lists them), or "
+        "another partition ({key}.partition)",
+    ),
+    ("partition", "name another partition ({key}.partition; `sinfo` lists them)"),
+    ("qos", "name a quality of service that you may use ({key}.qos), or leave it out"),
+    ("time limit", "ask for less time ({key}.walltime; `sinfo -o '%P %l'` shows the limits)"),
+    ("gres", "name generic resources that there are ({key}.gres; `sinfo -o '%P %G'` lists them)"),
+    ("feature", "name a feature that there is (--constraint in {key}.directives; `sinfo -o '%P %f'` lists them)"),
+    ("memory spec", "ask for less memory ({key}.memory; `sinfo -o '%P %m'` shows what nodes have)"),
+    (
+        "node configuration",
+        "no node has what is asked for: lower cores, memory or gres of {key}, or name another partition "
+        "(`sinfo -o '%P %c %m %G'` shows what there is)",
+    ),
+    ("cpu count", "ask for fewer cores ({key}.cores; `sinfo -o '%P %c'` shows what nodes have)"),
+    ("processors", "ask for fewer cores ({key}.cores; `sinfo -o '%P %c'` shows what nodes have)"),
+    ("submit limit", "ask for fewer workers (cluster.workers), or wait until other jobs of yours have ended"),
+    (
+        "policy",
+        "ask for less: fewer workers (cluster.workers), or lower cores, memory or walltime of {key}; `sacctmgr show "
+        "qos` and `sacctmgr show assoc user=$USER` show the limits",
+    ),
+    ("contact slurm controller", "Slurm's controller does not answer: try `scontrol ping`, and run this again later"),
+    ("timed out", "Slurm's controller is busy: run the same command again later"),
+    ("unrecognized option", "correct {key}.directives; `man sbatch` lists the options"),
+    ("invalid option", "correct {key}.directives; `man sbatch` lists the options"),
+    ("permission", "ask the site's staff whether you may submit from here"),
+)
+
+
+def remedy(said: str, key: str = "cluster.cpu") -> str:
+    """What to do when a Slurm command refuses with these words.
+
+    Args:
+        said: by the command.
+        key: section of the run file that describes the job, cluster.cpu or cluster.gpu.
+    """
+    found = (advice for words, advice in _REMEDIES if words in said.lower())
+    return next(found, "see `man sbatch`, or ask the site's staff").format(key=key)
+
+
+def job_states(ids: Iterable[str]) -> dict[str, JobState]:
+    """What Slurm says of some jobs.
+
+    Args:
+        ids: of the jobs.
+
+    Returns:
+        By id. A job that Slurm has forgotten, some minutes after its end, is absent.
+
+    Raises:
+        SlurmError: when Slurm does not answer.
+    """
+    ids = list(ids)
+    states: dict[str, JobState] = {}
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        some = ids[start : start + _IDS_AT_ONCE]
+        try:
+            listed = run_slurm("squeue", "-h", "-a", "-t", "all", "-o", "%A|%T|%S|%N|%r", "-j", ",".join(some))
+        except SlurmError as error:
+            # What squeue says when it is asked for one job alone, and does not know that.
+            if "invalid job id" not in str(error).lower():
+                raise
+            listed = ""
+        states.update(parse_squeue(listed))
+    for job_id, state in states.items():
+        if state.ended:
+            states[job_id] = _with_details(state)
+    return states
+
+
+def parse_squeue(text: str) -> dict[str, JobState]:
+    """Lines of `squeue -o '%A|%T|%S|%N|%r'` by job id."""
+    states = {}
+    for line in text.splitlines():
+        if line.count("|") < 4:
+            continue
+        job_id, state, start, nodes, reason = (part.strip() for part in line.split("|", 4))
+        pending = state == "PENDING"
+        states[job_id] = JobState(
+            job_id=job_id, state=state, nodes="" if nodes == "(null)" else nodes,
+            reason="" if reason in ("None", "(null)") else reason,
+            expected_start=start if pending and start not in ("N/A", "Unknown", "") else None,
+        )  # fmt: skip
+    return states
+
+
+def _with_details(state: JobState) -> JobState:
+    try:
+        shown = run_slurm("scontrol", "-o", "show", "job", state.job_id)
+    except SlurmError:
+        # Forgotten in between.
+        return state
+    found = parse_scontrol(shown)
+    if not found:
+        return state
+    nodes = found.get("NodeList", "(null)")
+    return replace(
+        state,
+        exit_code=found.get("ExitCode"),
+        restarts=int(found.get("Restarts", "0")),
+        nodes=state.nodes or ("" if nodes == "(null)" else nodes),
+    )
+
+
+def parse_scontrol(line: str) -> dict[str, str]:
+    """The KEY=VALUE pairs of a line of `scontrol -o show ...`; a value may hold spaces, and other equals signs."""
+    pairs = re.findall(r"(?:^|\s)([A-Za-z][\w:/]*)=(.*?)(?=\s+[A-Za-z][\w:/]*=|\s*$)", line.strip())
+    first: dict[str, str] = {}
+    for key, value in pairs:
+        first.setdefault(key, value)
+    return first
+
+
+_WAITS = "nothing: it starts when its turn comes"
+_REASONS: dict[str, tuple[str, str, bool]] = {
+    "": ("Slurm has not looked at it yet", _WAITS, False),
+    "Priority": ("jobs with a higher priority are before it", _WAITS, False),
+    "Resources": ("it waits until enough nodes are free", "nothing, or ask for less: cores, memory, walltime", False),
+    "BeginTime": ("its begin time has not come; a requeued job waits two minutes or so", _WAITS, False),
+    "Cleaning": ("what its last start left is being cleaned up", _WAITS, False),
+    "Prolog": ("the node's prolog is running", _WAITS, False),
+    "Licenses": ("it waits for a licence", _WAITS, False),
+    "Reservation": ("it waits for its reservation to begin", _WAITS, False),
+    "NodeDown": ("a node that it needs is down", "nothing, or name another partition", False),
+    "ReqNodeNotAvail": (
+        "a node that it needs is reserved (maintenance, often) or down",
+        "ask for less walltime, so that it ends before a reservation (`scontrol show reservation`), or wait",
+        False,
+    ),
+    "Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions": (
+        "the nodes that could run it are down, drained or kept for partitions of higher priority",
+        "wait, or name another partition (`sinfo -R` says why nodes are down)",
+        False,
+    ),
+    "PartitionDown": ("the partition is down", "wait, or name another partition", False),
+    "PartitionInactive": ("the partition starts no jobs", "name another partition", False),
+    "JobHeldUser": ("it is held", "release it with `scontrol release`", False),
+    "JobHeldAdmin": ("it is held by the site's staff", "ask them", False),
+    "launch failed requeued held": (
+        "it could not be started on its node, and is held",
+        "tell the site's staff which node it was",
+        False,
+    ),
+    "Dependency": ("it waits for another job", _WAITS, False),
+    "DependencyNeverSatisfied": ("it waits for a job that failed", "take the dependency out of the directives", True),
+    "PartitionTimeLimit": (
+        "it asks for more time than the partition allows",
+        "lower walltime (`sinfo -o '%P %l'` shows the limits), or name another partition",
+        True,
+    ),
+    "PartitionNodeLimit": (
+        "it asks for more than the partition's nodes",
+        "ask for less, or name another partition",
+        True,
+    ),
+    "BadConstraints": (
+        "no node has what it asks for",
+        "lower cores, memory or gres, or take --constraint out of the directives (`sinfo -o '%P %c %m %G %f'`)",
+        True,
+    ),
+    "InvalidAccount": ("its account is not valid", "name an account that you may use", True),
+    "AccountNotAllowed": ("its account may not use the partition", "name another account or partition", True),
+    "InvalidQOS": ("its quality of service is not valid", "name another qos, or leave it out", True),
+    "QOSNotAllowed": ("its quality of service is not allowed there", "name another qos or partition", True),
+}  # fmt: skip
+
+
+def explain(reason: str) -> Explained:
+    """A reason code of Slurm in words, with what to do."""
+    name = reason if reason in _REASONS else reason.split(",")[0].strip("() ")
+    if name in _REASONS:
+        words, advice, hopeless = _REASONS[name]
+    elif limit := re.fullmatch(r"(Assoc|QOS|Max)(\w*)", name):
+        words, advice, hopeless = _limit(limit[1], name)
+    else:
+        words, advice, hopeless = "Slurm does not start it", "see `man squeue` under JOB REASON CODES", False
+    return Explained(words=f"{words} ({reason})" if reason else words, remedy=advice, hopeless=hopeless)
+
+
+def _limit(of: str, name: str) -> tuple[str, str, bool]:
+    """A limit of an account (Assoc...) or a quality of service (QOS...), of which there are over a hundred."""
+    whose = {"Assoc": "your account", "QOS": "the quality of service"}.get(of, "your account")
+    if "PerJob" in name or "Min" in re.sub("Minutes?", "", name) or name.endswith(("TimeLimit", "PerNode")):
+        advice = "ask for less: walltime, cores, memory or gres; or name another account, qos or partition"
+        return f"it asks for more, or less, than one job may have by the limits of {whose}", advice, True
+    if "Minutes" in name and "RunMinutes" not in name:
+        return f"the budget of {whose} is used up", "name another account, or ask for more budget", True
+    return (
+        f"{whose} has as much running as its limits allow",
+        "nothing: it starts when other jobs end; or ask for fewer workers",
+        False,
+    )
+
+
+def partitions() -> dict[str, Partition]:
+    """The partitions that this user can see, by name.
+
+    Raises:
+        SlurmError: when Slurm does not answer.
+    """
+    return parse_partitions(
+        run_slurm("scontrol", "-o", "show", "partition"),
+        run_slurm("sinfo", "-h", "-a", "-e", "-o", "%R|%D|%c|%m|%G"),
+    )
+
+
+def parse_partitions(shown: str, listed: str) -> dict[str, Partition]:
+    """Partitions from `scontrol -o show partition` and `sinfo -e -o '%R|%D|%c|%m|%G'`."""
+    nodes: dict[str, list[list[str]]] = {}
+    for line in listed.splitlines():
+        if line.count("|") == 4:
+            name, *values = (part.strip() for part in line.split("|"))
+            nodes.setdefault(name, []).append(values)
+    found = {}
+    for line in shown.splitlines():
+        pairs = parse_scontrol(line)
+        if "PartitionName" not in pairs:
+            continue
+        name = pairs["PartitionName"]
+        kinds = nodes.get(name, [])
+        gres = {kind[3] for kind in kinds} - {"(null)", ""}
+        found[name] = Partition(
+            name=name,
+            up=pairs.get("State", "UP") == "UP",
+            max_time=pairs.get("MaxTime", "UNLIMITED"),
+            nodes=sum(_number(kind[0]) for kind in kinds),
+            cpus_per_node=max((_number(kind[1]) for kind in kinds), default=0),
+            memory_per_node=max((_number(kind[2]) for kind in kinds), default=0),
+            gres=",".join(sorted(gres)),
+            default=pairs.get("Default") == "YES",
+            allow_accounts=pairs.get("AllowAccounts", "ALL"),
+        )
+    return found
+
+
+def _number(text: str) -> int:
+    """A whole number as sinfo prints it: 128, or 64+ where nodes differ."""
+    digits = re.match(r"\d+", text)
+    return int(digits[0]) if digits else 0
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """Cancel jobs; those that have ended already are passed over.
+
+    Raises:
+        SlurmError: when Slurm does not answer.
+    """
+    ids = list(ids)
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        try:
+            run_slurm("scancel", "--quiet", *ids[start : start + _IDS_AT_ONCE])
+        except SlurmError as error:
+            if "invalid job id" not in str(error).lower():
+                raise

@@ -1,0 +1,379 @@
+"""Dask's workers as Slurm jobs, on a real Slurm: what it refuses, takes away and breaks, and what is left afterwards."""
+
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+import urllib.request
+
+import psutil
+import pytest
+from distributed import Client
+from distributed.security import Security
+
+from geochip.chipping import main
+from geochip.cluster import dask_client, run_tasks
+from geochip.config import ClusterConfig, SlurmJobConfig
+from geochip.errors import WorkError
+from geochip.slurm import SlurmError
+from geochip.store import journal_path
+from helpers import data_flags, tree_hash, write_scene
+
+# Enough shards that a run can be disturbed in the middle of them.
+MANY = ["--chips.per_scene=1700", "--chips.size=24", "--train.val_split=null", "--infer.split=train"]
+SLURM = ["--cluster.kind=slurm", "--cluster.workers=2", "--cluster.cpu.interface=lo", "--cluster.cpu.memory=1GiB"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("scenes")
+    for scene_id in "123456789":
+        write_scene(root, "train", scene_id)
+    return root
+
+
+@pytest.fixture(scope="module")
+def quiet(data, tmp_path_factory):
+    """Digest of the store of a run on this machine that nothing disturbed."""
+    run_dir = tmp_path_factory.mktemp("quiet")
+    main([f"--run_dir={run_dir}", *data_flags(data, "train"), *MANY, "--cluster.workers=2"])
+    return tree_hash(run_dir / "chips.zarr")
+
+
+def command(run_dir, data, *flags):
+    return [sys.executable, "-m", "geochip.chipping", f"--run_dir={run_dir}", *data_flags(data, "train"), *MANY, *flags]
+
+
+@pytest.fixture
+def start(data, slurm):
+    """Starts a run; what a test leaves of it is killed."""
+    started = []
+
+    def begin(run_dir, *flags):
+        process = subprocess.Popen(
+            command(run_dir, data, *SLURM, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+def wait_for(condition, process=None, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    return found
+
+
+def wait_for_records(run_dir, count, process):
+    journal = journal_path(run_dir / "chips.zarr")
+    wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") > count, process)
+
+
+def left_by(run_dir):
+    """What a run has no business to leave: files of keys and locks, processes that know its directory."""
+    files = {path.name for path in run_dir.iterdir()}
+    processes = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = " ".join(process.info["cmdline"] or ())
+        if str(run_dir) in words and process.info["status"] != psutil.STATUS_ZOMBIE:
+            processes.append(words)
+    return files - {"chips.zarr", "chips.zarr.journal", "chips.parquet", "scenes.parquet", "logs"}, processes
+
+
+def finish(process, run_dir, slurm, code=0):
+    out, told = process.communicate(timeout=200)
+    assert process.returncode == code, told
+    assert slurm.jobs() == []
+    assert left_by(run_dir) == (set(), [])
+    return out + told
+
+
+def cluster(workers=1, *, jobs=None, **keys):
+    return ClusterConfig(
+        kind="slurm", workers=workers,
+        cpu=SlurmJobConfig(**{"interface": "lo", "memory": "512MiB", **(jobs or {})}), **keys,
+    )  # fmt: skip
+
+
+# --- a run that goes well, and strangers
+
+
+def test_two_jobs_give_the_bytes_of_a_local_run(tmp_path, data, quiet, slurm, start):
+    run_dir = tmp_path / "it's a run"
+    process = start(run_dir)
+    wait_for_records(run_dir, 1, process)
+    (keys,) = (run_dir / ".keys").iterdir()
+    assert {stat.S_IMODE(path.stat().st_mode) for path in keys.iterdir()} == {0o600}
+    assert stat.S_IMODE(keys.stat().st_mode) == 0o700
+    told = finish(process, run_dir, slurm)
+    assert tree_hash(run_dir / "chips.zarr") == quiet
+    assert re.search(
+        r"^Slurm: submitted jobs \d+, \d+ as geochip-cpu-\w+; logs: .*/it's a run/logs/", told, re.MULTILINE
+    )
+    assert "Slurm: 2 of 2 workers are there" in told
+    assert len(list((run_dir / "logs").iterdir())) == 2
+
+
+def test_a_stranger_cannot_connect_and_a_job_is_no_part_of_another_one(tmp_path, slurm, monkeypatch, capsys):
+    # As if this process ran in a job itself.
+    for name, value in (("SLURM_JOB_ID", "1"), ("SLURM_CPU_BIND", "mask_cpu:1"), ("SBATCH_PARTITION", "nonsense")):
+        monkeypatch.setenv(name, value)
+    found = {}
+    with dask_client(cluster(dashboard=True), run_dir=tmp_path) as client:
+        address = client.scheduler.address
+        assert address.startswith("tls://")
+        names = ("SLURM_CPU_BIND", "SLURM_JOB_ID", "GDAL_CACHEMAX", "OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_")
+        run_tasks(client, os.getenv, ((name, (name,)) for name in names), found.__setitem__)
+        for stranger in (
+            {"address": address.replace("tls://", "tcp://")},
+            {"address": address, "security": Security.temporary()},
+        ):
+            with pytest.raises((OSError, TypeError)):
+                Client(**stranger, timeout="2s")
+        told = capsys.readouterr().err
+        (port,) = re.findall(r"from your own machine: ssh -L (\d+):127\.0\.0\.1:\1 \S+@\S+, then open", told)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=60) as page:
+            assert page.status == 200
+        listening = {
+            one.laddr.ip for one in psutil.Process().net_connections() if one.laddr and one.laddr.port == int(port)
+        }
+        assert listening == {"127.0.0.1"}
+    assert found["SLURM_CPU_BIND"] is None
+    assert found["SLURM_JOB_ID"] not in (None, "1")
+    assert (found["GDAL_CACHEMAX"], found["OMP_NUM_THREADS"]) == ("128", "1")
+    assert found["MALLOC_TRIM_THRESHOLD_"] == str(512 * 2**20)
+    assert left_by(tmp_path) == (set(), [])
+
+
+# --- jobs that are lost
+
+
+def test_jobs_that_are_cancelled_and_nodes_that_go_down_cost_nothing_but_time(tmp_path, quiet, slurm, start):
+    process = start(tmp_path)
+    wait_for_records(tmp_path, 20, process)
+    slurm.run("scancel", slurm.jobs()[0])
+    wait_for_records(tmp_path, 80, process)
+    node = wait_for(lambda: slurm.run("squeue", "-h", "-t", "R", "-o", "%N").split(), process)[0]
+    slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    try:
+        told = finish(process, tmp_path, slurm)
+    finally:
+        slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+    assert tree_hash(tmp_path / "chips.zarr") == quiet
+    (lost,) = re.findall(r"^Slurm: job (\d+) was cancelled on ", told, re.MULTILINE)
+    # The end of its log, once.
+    assert told.count(f"JOB {lost} ON node") == 1
+    assert len(re.findall(r"^Slurm: submitted job \d+ instead$", told, re.MULTILINE)) == 1
+    assert re.search(
+        r"^Slurm: job \d+ was requeued \(preempted, or its node failed\); it comes back by itself$", told, re.MULTILINE
+    )
+
+
+def test_workers_that_are_preempted_come_back(tmp_path, quiet, slurm, start):
+    process = start(tmp_path, "--cluster.cpu.partition=preempt")
+    wait_for_records(tmp_path, 20, process)
+    # For longer than Dask remembers a worker.
+    slurm.submit("-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 17")
+    told = finish(process, tmp_path, slurm)
+    assert tree_hash(tmp_path / "chips.zarr") == quiet
+    assert told.count(" was requeued (preempted, or its node failed)") == 2
+    assert re.search(
+        r"^Slurm: 0 of 2 workers are there; .*jobs? \d+.* waits?: .* \((BeginTime|Resources|Priority)\)",
+        told,
+        re.MULTILINE,
+    )
+    assert " instead" not in told
+
+
+def test_a_worker_at_the_end_of_its_time_is_followed_by_another_one(tmp_path, slurm, capsys):
+    profiles = tmp_path / "jobqueue.yaml"
+    profiles.write_text("jobqueue: {brief: {worker-extra-args: [--lifetime, 5s, --lifetime-stagger, 0s]}}")
+    config = cluster(profiles=str(profiles), jobs={"profile": "brief"}, max_replacements=0)
+    done = []
+    with dask_client(config, run_dir=tmp_path) as client:
+        run_tasks(client, time.sleep, ((str(n), (0.5,)) for n in range(14)), lambda key, _: done.append(key))
+    assert sorted(map(int, done)) == list(range(14))
+    told = capsys.readouterr().err
+    assert re.search(
+        r"^Slurm: job \d+ has reached the end of its time; another one takes its place$", told, re.MULTILINE
+    )
+
+
+def test_replacements_are_bounded(tmp_path, slurm):
+    def lose(*_):
+        for job_id in slurm.jobs():
+            slurm.run("scancel", job_id)
+
+    with (
+        pytest.raises(WorkError, match=r"^1 jobs were lost, and cluster.max_replacements is 0; see the logs"),
+        dask_client(cluster(max_replacements=0), run_dir=tmp_path) as client,
+    ):
+        run_tasks(client, time.sleep, ((str(n), (0.2,)) for n in range(1000)), lose)
+
+
+# --- what cannot work
+
+
+@pytest.mark.parametrize(
+    ("jobs", "words"),
+    [
+        ({"partition": "nonsense"}, r"sbatch: invalid partition specified: nonsense; .*; name another partition \(cluster.cpu.partition;"),
+        ({"partition": "members"}, r"sbatch: .*Invalid account or account/partition combination specified; name an account that you may use there \(cluster.cpu.account;"),
+        ({"memory": "900GiB"}, r"sbatch: Memory specification can not be satisfied; .*; ask for less memory \(cluster.cpu.memory;"),
+        ({"partition": "short", "walltime": "1-0"}, r"sbatch: .*Requested time limit is invalid .*; ask for less time \(cluster.cpu.walltime;"),
+        ({"gres": "gpu:7"}, r"sbatch: .*Requested node configuration is not available; no node has what is asked for: lower cores"),
+        ({"directives": ("--nonsense",)}, r"sbatch: unrecognized option '--nonsense'; .*; correct cluster.cpu.directives;"),
+    ],
+)  # fmt: skip
+def test_what_slurm_refuses_ends_the_run_at_once_in_its_words(tmp_path, slurm, jobs, words):
+    with pytest.raises(SlurmError, match=words), dask_client(cluster(jobs=jobs), run_dir=tmp_path):
+        pytest.fail("no job was submitted")
+    assert left_by(tmp_path) == (set(), [])
+
+
+def test_the_command_tells_a_refusal_without_a_traceback(tmp_path, slurm, start):
+    told = finish(start(tmp_path, "--cluster.cpu.partition=nonsense"), tmp_path, slurm, code=1)
+    (line,) = (line for line in told.splitlines() if "error" in line)
+    assert line.startswith("geochip: error: sbatch: invalid partition specified: nonsense; ")
+
+
+# A node from which this machine cannot be reached: its own network, in which only itself is.
+APART = f"unshare --net sh -c 'ip link set lo up && exec {sys.executable} \"$@\"' sh"
+
+
+@pytest.mark.parametrize(
+    ("jobs", "words"),
+    [
+        ({"python": "/nowhere/python"}, r"^2 jobs ended before any worker came: Python could not be started on the node \(see the log\); correct cluster.cpu.python .* \(log: .*\.out\)"),
+        ({"interface": "ib9"}, r"^2 jobs ended before any worker came: the network interface cluster.cpu.interface is not there on the node"),
+        ({"python": APART}, r"^2 jobs ended before any worker came: the worker could not reach the scheduler at tls://127.0.0.1:\d+; name a network interface that nodes and this machine share"),
+        ({"directives": ("--dependency=afterok:1",)}, r"^job \d+ will never start: it waits for a job that failed \(DependencyNeverSatisfied\); take the dependency out of the directives"),
+        ({"directives": ("--hold",)}, r"^no worker for 0.1 minutes \(cluster.wait_minutes\): 0 of 2 workers are there; jobs \d+, \d+ wait: it is held \(JobHeldUser\)"),
+        ({"prologue": ("sleep 100",)}, r"^no worker for 0.1 minutes \(cluster.wait_minutes\): 0 of 2 workers are there; jobs \d+, \d+ start; raise it, or see the logs"),
+    ],
+)  # fmt: skip
+def test_workers_that_never_come_end_the_run_with_the_cause(tmp_path, slurm, capsys, jobs, words):
+    profiles = tmp_path / "jobqueue.yaml"
+    profiles.write_text("jobqueue: {hasty: {death-timeout: 5}}")
+    patient = "python" in jobs or "interface" in jobs
+    config = cluster(
+        2,
+        jobs={**jobs, "profile": "hasty"},
+        profiles=str(profiles),
+        wait_minutes=5 if patient else 0.1,
+        scheduler_interface="lo",
+    )
+    if jobs.get("directives") == ("--dependency=afterok:1",):
+        failed = slurm.submit("--output=/dev/null", "--wrap=false")
+        slurm.wait(failed)
+        jobs = {"directives": (f"--dependency=afterok:{failed}",), "profile": "hasty"}
+        config = cluster(2, jobs=jobs, profiles=str(profiles), scheduler_interface="lo")
+    with pytest.raises(WorkError, match=words), dask_client(config, run_dir=tmp_path) as client:
+        run_tasks(client, time.sleep, [("a", (0,))], print)
+    assert slurm.jobs() == []
+    if patient:
+        # The end of the log of each.
+        assert "\n  | " in capsys.readouterr().err
+    assert left_by(tmp_path) == ({"jobqueue.yaml"}, [])
+
+
+# --- the end of the driver
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (signal.SIGINT, 130, "geochip: interrupted; what is finished is kept"),
+        (signal.SIGTERM, 143, "geochip: ended by SIGTERM; what is finished is kept"),
+    ],
+)
+def test_nothing_is_left_of_a_run_that_is_stopped(tmp_path, slurm, start, number, code, words):
+    process = start(tmp_path)
+    wait_for_records(tmp_path, 3, process)
+    process.send_signal(number)
+    told = finish(process, tmp_path, slurm, code=code)
+    assert words in told
+    assert "Traceback" not in told
+
+
+def test_workers_of_a_driver_that_is_killed_end_and_its_keys_are_swept(tmp_path, slurm):
+    script = f"""if True:
+        import sys, time
+        from geochip.cluster import dask_client, wait_for_a_worker
+        from geochip.config import ClusterConfig, SlurmJobConfig
+        config = ClusterConfig(kind="slurm", workers=1, cpu=SlurmJobConfig(interface="lo", memory="512MiB"))
+        with dask_client(config, run_dir={str(tmp_path)!r}) as client:
+            wait_for_a_worker(client)
+            print("ready", flush=True)
+            time.sleep(300)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as driver:
+        assert driver.stdout.readline() == "ready\n"
+        driver.kill()
+        driver.communicate()
+    # One that computes takes the time that Dask gives a task to end, half a minute, besides.
+    wait_for(lambda: slurm.jobs() == [], seconds=90)
+    assert len(list((tmp_path / ".keys").iterdir())) == 1
+    with pytest.raises(SlurmError), dask_client(cluster(jobs={"partition": "nonsense"}), run_dir=tmp_path):
+        pass
+    assert left_by(tmp_path) == (set(), [])
+
+
+# --- within one allocation
+
+
+def test_workers_within_one_allocation(tmp_path, data, quiet, slurm):
+    words = command(
+        tmp_path / "run",
+        data,
+        "--cluster.kind=srun",
+        "--cluster.cpu.interface=lo",
+        "--cluster.cpu.prologue=[export A=1]",
+    )
+    script = tmp_path / "job"
+    script.write_text("#!/bin/bash\nexec " + " ".join(f"'{word}'" for word in words) + "\n")
+    # On sites that count memory for each CPU the step must not ask for it again.
+    job_id = slurm.submit(
+        "--nodes=2", "--ntasks=3", "--cpus-per-task=1", "--mem-per-cpu=900M", f"--output={tmp_path / 'out'}", script
+    )
+    state = slurm.wait(job_id, timeout=150)
+    told = (tmp_path / "out").read_text()
+    assert state == "COMPLETED", told
+    assert tree_hash(tmp_path / "run" / "chips.zarr") == quiet
+    assert "Slurm: started 3 workers by srun; log: " in told
+    assert "Slurm: 3 of 3 workers are there" in told
+    assert left_by(tmp_path / "run") == (set(), [])
+    assert slurm.show(job_id)["NodeList"] == "node[1-2]"
+
+
+def test_a_step_that_cannot_start_is_told_with_what_srun_said(tmp_path, data, slurm):
+    words = command(
+        tmp_path / "run",
+        data,
+        "--cluster.kind=srun",
+        "--cluster.cpu.interface=lo",
+        "--cluster.cpu.python=/nowhere/python",
+    )
+    script = tmp_path / "job"
+    script.write_text("#!/bin/bash\nexec " + " ".join(f"'{word}'" for word in words) + "\n")
+    job_id = slurm.submit("--ntasks=2", "--mem-per-cpu=900M", f"--output={tmp_path / 'out'}", script)
+    assert slurm.wait(job_id, timeout=150) == "FAILED"
+    told = (tmp_path / "out").read_text()
+    assert re.search(r"^  \| .*/nowhere/python: No such file or directory", told, re.MULTILINE)
+    assert "geochip: error: srun ended with exit code 127: Python could not be started on the node" in told
+    assert slurm.show(job_id)["ExitCode"] == "1:0"
+    assert left_by(tmp_path / "run") == (set(), [])

@@ -1,0 +1,605 @@
+"""What the scripts of cluster/ ask of Slurm, without a Slurm: programs that write down how they were called stand in."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from geochip.run_file import parse_run_config
+from helpers import ROOT
+
+CLUSTER = ROOT / "cluster"
+STEPS = ("chip", "train", "infer", "evaluate")
+
+# Writes a line for each call: name, arguments and what of the environment matters; the answers are Slurm's.
+STAND_IN = """#!{python}
+import json, os, pathlib, sys, time
+here = pathlib.Path(__file__).parent
+name, arguments = pathlib.Path(__file__).name, sys.argv[1:]
+kept = {{key: value for key, value in os.environ.items() if key.startswith(("SLURM", "SBATCH", "GEOCHIP", "OMP", "GLOO", "NCCL"))}}
+with open(here / "calls", "a") as calls:
+    calls.write(json.dumps([name, arguments, kept]) + chr(10))
+answer = json.loads((here / "answers").read_text())
+if name == "sbatch":
+    number = sum(line.startswith('["sbatch"') for line in (here / "calls").read_text().splitlines())
+    if number == answer.get("refused"):
+        sys.exit("sbatch: error: Batch job submission failed: Invalid account")
+    print(100 + number)
+elif name == "squeue":
+    print(*answer.get("queued", []), sep=chr(10))
+elif name == "scontrol" and arguments[0] == "show":
+    print("node1\\nnode2" if arguments[1] == "hostnames" else answer["job"])
+elif name in ("srun", "python"):
+    while answer.get("until") and not pathlib.Path(answer["until"]).exists():
+        try:
+            time.sleep(0.05)
+        except KeyboardInterrupt:
+            sys.exit(130)
+    for path in answer.get("makes", []):
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(path).write_text("interrupted by SIGUSR2 in epoch 2 of 3, after 5 of 80 steps")
+    sys.exit(answer.get("exit", 0))
+"""
+
+
+class Site:
+    """A login node, or a node that a job runs on, with stand-ins for Slurm and Python."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.bin = directory / "bin"
+        self.bin.mkdir(parents=True)
+        for name in ("sbatch", "squeue", "scontrol", "scancel", "srun", "python"):
+            path = self.bin / name
+            path.write_text(STAND_IN.format(python=sys.executable))
+            path.chmod(0o755)
+        self.answer(job="JobId=7 JobState=RUNNING Command=(null)")
+        self.run_file = directory / "run.yaml"
+        self.run_file.write_text("train:\n  epochs: 1\n")
+        self.out = directory / "out"
+        self.environment = {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(directory)}
+        self.describe("")
+
+    def describe(self, text):
+        file = self.directory / "site.env"
+        file.write_text(text)
+        self.environment["GEOCHIP_SITE"] = str(file)
+
+    def answer(self, **answers):
+        (self.bin / "answers").write_text(json.dumps({"job": "JobId=7 JobState=RUNNING Command=(null)", **answers}))
+
+    def run(self, script, *arguments, cluster=CLUSTER, **environment):
+        return subprocess.run(
+            ["bash", str(cluster / script), *map(str, arguments)], env={**self.environment, **environment},
+            cwd=self.directory, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    def job(self, step, *arguments, **environment):
+        """A batch script as it runs in job 7."""
+        given = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[1-2]", **environment}
+        return self.run(f"{step}.sbatch", self.out, self.run_file, *arguments, **given)
+
+    def calls(self, name):
+        file = self.bin / "calls"
+        calls = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [(arguments, environment) for called, arguments, environment in calls if called == name]
+
+    def submitted(self, **environment):
+        """The arguments of sbatch, by step, of a pipeline that was submitted."""
+        done = self.run("pipeline.sh", self.out, self.run_file, **environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        return dict(zip(STEPS, (arguments for arguments, _ in self.calls("sbatch")), strict=True))
+
+
+@pytest.fixture
+def site(tmp_path):
+    return Site(tmp_path)
+
+
+def fails(done, *texts, code=2):
+    assert done.returncode == code, done.stderr
+    for text in texts:
+        assert text in done.stderr
+    assert "unbound" not in done.stderr
+    assert done.stderr.count("geochip: error:") == 1
+
+
+def test_shellcheck_finds_nothing():
+    files = sorted([*CLUSTER.rglob("*.sh"), *CLUSTER.glob("*.sbatch"), CLUSTER / "site.env", ROOT / ".ci" / "run"])
+    assert len(files) >= 10
+    done = subprocess.run(
+        [Path(sys.executable).parent / "shellcheck", "--external-sources", "--source-path=SCRIPTDIR", *files],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("script", ["pipeline.sh", *(f"{step}.sbatch" for step in STEPS)])
+@pytest.mark.parametrize("arguments", [[], [""], ["--help"], ["out", "run.yaml", "more"]])
+def test_without_an_output_directory_usage_is_printed_and_nothing_is_done(site, script, arguments):
+    done = site.run(script, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: ")
+    assert f"cluster/{script}" in done.stderr
+    assert "directory of the run" in done.stderr
+    assert not site.calls("sbatch")
+    assert not site.out.exists()
+
+
+def test_an_unedited_site_file_submits_four_jobs_in_a_row(site):
+    del site.environment["GEOCHIP_SITE"]
+    submitted = site.submitted()
+    common = ["--open-mode=append", "--requeue", "--signal=B:USR2@300", "--export=ALL"]
+    driver = ["--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=4G", "--time=24:00:00"]
+    gpu = ["--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=4", "--mem=16G", "--time=02:00:00"]
+    expected = {"chip": driver, "train": gpu, "infer": driver, "evaluate": [*driver[:-1], "--time=01:00:00"]}
+    for number, step in enumerate(STEPS):
+        after = [f"--dependency=afterok:{100 + number}", "--kill-on-invalid-dep=yes"] if number else []
+        assert submitted[step] == [
+            "--parsable", *expected[step], f"--job-name=geochip-{step}", f"--output={site.out}/logs/{step}-%j.out",
+            *common, *after, str(CLUSTER / f"{step}.sbatch"), str(site.out), str(site.out / "run.yaml"),
+        ]  # fmt: skip
+    # What the batch scripts say of themselves, for whoever submits one alone, is the same.
+    for step in STEPS:
+        directives = re.findall(r"^#SBATCH (.*)$", (CLUSTER / f"{step}.sbatch").read_text(), re.MULTILINE)
+        assert set(directives) >= {f"--job-name=geochip-{step}", *common[:3]}
+
+
+def test_what_is_printed_says_how_to_watch_and_to_go_on(site):
+    done = site.run("pipeline.sh", site.out, site.run_file)
+    assert "squeue --jobs=101,102,103,104" in done.stdout
+    assert f"tail -F {site.out}/logs/*.out" in done.stdout
+    assert "scancel 101 102 103 104" in done.stdout
+    assert f"{site.out}/eval.json" in done.stdout
+    assert (site.out / "logs" / "jobs").read_text() == "chip 101\ntrain 102\ninfer 103\nevaluate 104\n"
+    assert (site.out / "logs").stat().st_mode & 0o777 == 0o700
+    assert (site.out / "run.yaml").read_text() == site.run_file.read_text()
+
+
+ATLAS = "\n".join(
+    line.removeprefix("#") for line in (CLUSTER / "site.env").read_text().splitlines() if line.startswith("#GEOCHIP_")
+)
+
+
+def test_the_examples_of_the_site_file_are_the_tutorials_job(site):
+    site.describe(ATLAS.replace("GEOCHIP_SKIP_DIRECTIVES", "#").replace("GEOCHIP_RUN_FILE", "#"))
+    submitted = site.submitted()
+    assert {
+        "--account=geospatialworkshop", "--partition=gpu-a100-mig7", "--gres=gpu:a100_1g.10gb:1", "--cpus-per-task=8",
+        "--time=02:30:00", "--nodes=1", "--mem=32G", "--qos=normal", "--reservation=workshop", "--mail-type=FAIL",
+    } <= set(submitted["train"])  # fmt: skip
+    for step in ("chip", "infer", "evaluate"):
+        assert {"--account=geospatialworkshop", "--partition=atlas"} <= set(submitted[step])
+        assert not [option for option in submitted[step] if option.startswith("--gres")]
+
+
+def test_every_variable_is_in_the_site_file_with_an_example(site):
+    known = re.search(r"SITE_VARIABLES=\((.*?)\)", (CLUSTER / "lib.sh").read_text(), re.DOTALL)
+    assert set(re.findall(r"^#GEOCHIP_(\w+)=", (CLUSTER / "site.env").read_text(), re.MULTILINE)) == set(
+        known[1].split()
+    )
+
+
+def geochip_flags(call):
+    arguments, _ = call
+    module = arguments.index("-m")
+    return arguments[module + 1], arguments[module + 2 :]
+
+
+def test_the_drivers_flags_are_keys_that_geochip_knows(site, tmp_path):
+    text = ATLAS.replace("GEOCHIP_PYTHON=/project/geospatialworkshop/geochip/.venv/bin/python", "GEOCHIP_PYTHON=python")
+    text = text.replace('"module load apptainer/1.1.9"', r"""'export A="b c"' 'B=\d'""")
+    profiles = tmp_path / "my profiles.yaml"
+    profiles.write_text((CLUSTER / "jobqueue.yaml").read_text())
+    site.describe(text.replace("/home/me/geochip/cluster/jobqueue.yaml", f"'{profiles}'"))
+    assert site.job("chip").returncode == 0
+    module, flags = geochip_flags(site.calls("python")[0])
+    assert module == "geochip.chipping"
+    config, _ = parse_run_config(flags, command="chipping", description="")
+    assert config.run_dir == str(site.out)
+    cluster = config.cluster
+    assert (cluster.kind, cluster.workers, cluster.wait_minutes) == ("slurm", 4, 240)
+    assert (cluster.profiles, cluster.scheduler_interface) == (str(profiles), "ib0")
+    for jobs, name in ((cluster.cpu, "cpu"), (cluster.gpu, "gpu")):
+        assert (jobs.profile, jobs.account, jobs.qos) == (f"geochip-{name}", "geospatialworkshop", "normal")
+        assert (jobs.interface, jobs.local_directory, jobs.log_directory) == ("ib0", "/tmp", f"{site.out}/logs")
+        assert tuple(jobs.prologue) == ('export A="b c"', r"B=\d")
+        assert tuple(jobs.directives) == ("--reservation=workshop", "--mail-type=FAIL")
+        assert tuple(jobs.skip_directives) == ("--mem",)
+        image = "/project/geospatialworkshop/geochip/geochip.sif"
+        binds = f"{site.out},{tmp_path},/reference/workshops/rastervision/input,/90daydata"
+        assert shlex.split(jobs.python) == ["apptainer", "exec", "--nv", "--bind", binds, image, "python"]
+    assert (cluster.cpu.partition, cluster.cpu.cores, cluster.cpu.memory) == ("atlas", 2, "8GiB")
+    assert (cluster.cpu.walltime, cluster.cpu.gres) == ("01:00:00", None)
+    assert (cluster.gpu.partition, cluster.gpu.cores, cluster.gpu.memory) == ("gpu-a100-mig7", 8, "32GiB")
+    assert (cluster.gpu.walltime, cluster.gpu.gres) == ("02:30:00", "gpu:a100_1g.10gb:1")
+
+    assert site.job("infer").returncode == 0
+    module, flags = geochip_flags(site.calls("python")[1])
+    assert module == "geochip.infer"
+    assert parse_run_config(flags, command="infer", description="")[0].cluster.gpu == cluster.gpu
+    assert site.job("evaluate").returncode == 0
+    module, flags = geochip_flags(site.calls("python")[2])
+    assert (module, flags) == ("geochip.evaluate", ["--config", str(site.run_file), "--run_dir", str(site.out)])
+
+
+def test_paths_with_spaces(tmp_path):
+    site = Site(tmp_path / "a place")
+    site.out = tmp_path / "my runs" / "it's one"
+    site.out.parent.mkdir()
+    cluster = tmp_path / "my copy" / "cluster"
+    shutil.copytree(CLUSTER, cluster)
+    python = site.bin / "the python"
+    shutil.copy(site.bin / "python", python)
+    site.describe(f"GEOCHIP_PYTHON='{python}'\n")
+    done = site.run("pipeline.sh", site.out, site.run_file, cluster=cluster)
+    assert (done.returncode, done.stderr) == (0, "")
+    arguments, environment = site.calls("sbatch")[0]
+    assert arguments[-3:] == [str(cluster / "chip.sbatch"), str(site.out), str(site.out / "run.yaml")]
+    assert f"--output={site.out}/logs/chip-%j.out" in arguments
+    assert environment["GEOCHIP_CLUSTER_DIR"] == str(cluster)
+    # What is printed can be pasted.
+    again = re.search(r"Go on: +(.*?)  \(", done.stdout)[1]
+    assert shlex.split(again) == [str(cluster / "pipeline.sh"), str(site.out)]
+    for step in ("chip", "train"):
+        done = site.run(
+            f"{step}.sbatch", site.out, site.run_file, cluster=cluster, SLURM_JOB_ID="7", SLURM_JOB_NODELIST="n"
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    ((chip, _),) = [(call, env) for call, env in site.calls("the python")]
+    (launcher,) = [flag for flag in chip if flag.startswith("--cluster.cpu.python=")]
+    assert shlex.split(launcher.split("=", 1)[1]) == [str(python)]
+    assert f"--cluster.cpu.log_directory={site.out}/logs" in chip
+    ((train, _),) = site.calls("srun")
+    assert train[train.index("train") + 1] == str(python)
+    assert train[-4:] == ["--config", str(site.run_file), "--run_dir", str(site.out)]
+
+
+@pytest.mark.parametrize("how", ["exported", "record", "submitted from the repository"])
+def test_a_batch_script_finds_its_neighbours_from_slurms_copy(site, how, tmp_path):
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    (spool / "slurm_script").write_bytes((CLUSTER / "evaluate.sbatch").read_bytes())
+    environment = {"SLURM_JOB_ID": "7"}
+    if how == "exported":
+        environment["GEOCHIP_CLUSTER_DIR"] = str(CLUSTER)
+    elif how == "record":
+        site.answer(job=f"JobId=7 JobState=RUNNING Command={CLUSTER}/evaluate.sbatch {site.out} WorkDir={tmp_path}")
+    else:
+        environment["SLURM_SUBMIT_DIR"] = str(ROOT)
+    done = site.run("slurm_script", site.out, site.run_file, cluster=spool, **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert geochip_flags(site.calls("python")[0])[0] == "geochip.evaluate"
+
+
+def test_a_batch_script_outside_of_a_job_says_how_to_submit_it(site):
+    fails(site.run("train.sbatch", site.out, site.run_file), "runs in a Slurm job: sbatch cluster/train.sbatch")
+    assert not site.calls("srun")
+
+
+KINDS = {
+    "srun": {
+        "chip": ["--ntasks=3", "--cpus-per-task=2", "--mem-per-cpu=1536M", "--time=01:00:00", "--partition=cpus"],
+        "infer": [
+            "--nodes=2",
+            "--ntasks-per-node=1",
+            "--cpus-per-task=4",
+            "--mem=16G",
+            "--time=02:00:00",
+            "--gres=gpu:1",
+        ],
+    },
+    "local": {
+        "chip": ["--nodes=1", "--ntasks=1", "--cpus-per-task=6", "--mem=9G", "--time=01:00:00", "--partition=cpus"],
+        "infer": ["--nodes=1", "--ntasks=1", "--cpus-per-task=4", "--mem=16G", "--time=02:00:00", "--gres=gpu:1"],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_jobs_of_their_own_the_workers_are_in_the_steps_job(site, kind):
+    workers = "GEOCHIP_INFER_WORKERS=2\n" if kind == "srun" else ""
+    site.describe(
+        f"GEOCHIP_KIND={kind}\nGEOCHIP_CHIP_WORKERS=3\n{workers}GEOCHIP_CPU_CORES=2\nGEOCHIP_CPU_MEMORY=3G\n"
+        "GEOCHIP_CPU_PARTITION=cpus\nGEOCHIP_GPU_GRES=gpu:1\n"
+    )
+    submitted = site.submitted()
+    for step, options in KINDS[kind].items():
+        assert submitted[step][1 : len(options) + 1] == options
+    assert site.job("chip").returncode == 0
+    _, flags = geochip_flags(site.calls("python")[0])
+    assert {f"--cluster.kind={kind}", "--cluster.workers=3"} <= set(flags)
+    assert site.job("infer").returncode == 0
+    _, flags = geochip_flags(site.calls("python")[1])
+    assert f"--cluster.workers={2 if kind == 'srun' else 1}" in flags
+
+
+def test_on_one_node_everything_runs_in_the_image(site):
+    site.describe("GEOCHIP_KIND=local\nGEOCHIP_IMAGE=/images/geochip.sif\n")
+    (site.bin / "apptainer").write_bytes((site.bin / "python").read_bytes())
+    (site.bin / "apptainer").chmod(0o755)
+    for step in STEPS:
+        assert site.job(step).returncode == 0
+    image = ["exec", "--nv", "--bind", f"{site.out},{site.directory}", "/images/geochip.sif", "python", "-m"]
+    assert [call[:7] for call, _ in site.calls("apptainer")] == [image] * 3
+    ((train, _),) = site.calls("srun")
+    assert train[train.index("train") + 1 :][:8] == ["apptainer", *image]
+
+
+def test_options_that_a_site_refuses_are_left_out(site):
+    site.describe("GEOCHIP_SKIP_DIRECTIVES=(--mem --requeue)\n")
+    for options in site.submitted().values():
+        assert not [option for option in options if option.startswith(("--mem=", "--requeue"))]
+
+
+SITE_FAULTS = {
+    "GEOCHIP_KIND=pbs": "GEOCHIP_KIND=pbs is not allowed: must be slurm, srun or local",
+    "GEOCHIP_CHIP_WORKERS=0": "GEOCHIP_CHIP_WORKERS=0 is not allowed: must be a whole number, at least 1",
+    "GEOCHIP_TRAIN_NODES=two": "GEOCHIP_TRAIN_NODES=two is not allowed: must be a whole number, at least 1",
+    "GEOCHIP_MAX_REQUEUES=-1": "GEOCHIP_MAX_REQUEUES=-1 is not allowed: must be a whole number, at least 0",
+    "GEOCHIP_GPU_MEMORY=16": "GEOCHIP_GPU_MEMORY=16 is not allowed: must be a whole number with M or G, such as 8G",
+    "GEOCHIP_GPU_TIME=9": "GEOCHIP_GPU_TIME=9 is not allowed: must be a time as Slurm writes it (150, 02:30:00 or 1-12), at least 10 minutes, since jobs are told to stop 5 minutes before their end",
+    "GEOCHIP_CPU_TIME=1h": "GEOCHIP_CPU_TIME=1h is not allowed",
+    "GEOCHIP_ACOUNT=mine": "there is no variable GEOCHIP_ACOUNT; there are GEOCHIP_{ACCOUNT,QOS,",
+    "GEOCHIP_ACCOUNT=(mine": "bash cannot read it, for the reason above; write NAME=value",
+    "GEOCHIP_IMAGE=a.sif": "GEOCHIP_IMAGE with GEOCHIP_KIND=slurm needs GEOCHIP_PYTHON as well, a Python outside of the image",
+    "GEOCHIP_KIND=local GEOCHIP_GPU_GRES=gpu:2 GEOCHIP_INFER_WORKERS=2": "GEOCHIP_INFER_WORKERS=2 is not allowed with GEOCHIP_KIND=local",
+    "GEOCHIP_GPU_GRES=gpu:a100_1g.10gb:2": "GEOCHIP_GPU_GRES=gpu:a100_1g.10gb:2 is a MIG slice, and one slice is one rank: slices cannot add up their gradients (NCCL refuses), so 1 x 2 = 2 ranks cannot train together",
+    "GEOCHIP_GPU_GRES=gpu:a100_1g.10gb:1 GEOCHIP_TRAIN_NODES=2": "so 2 x 1 = 2 ranks cannot train together; ask for one slice",
+    "GEOCHIP_GPU_GRES=gpu:a100_3g.20gb GEOCHIP_TRAIN_RANKS=2": "so 1 x 2 = 2 ranks cannot train together",
+}
+
+
+@pytest.mark.parametrize("text", SITE_FAULTS)
+def test_a_faulty_site_file_is_refused_before_anything_is_submitted(site, text):
+    site.describe(text)
+    fails(site.run("pipeline.sh", site.out, site.run_file), SITE_FAULTS[text])
+    assert not site.calls("sbatch")
+    assert not site.out.exists()
+
+
+def test_other_faults_are_refused_before_anything_is_submitted(site):
+    fails(site.run("pipeline.sh", site.out, GEOCHIP_SITE="/nowhere/site.env"), "/nowhere/site.env cannot be read")
+    fails(site.run("pipeline.sh", site.out), f"no run file: name one after {site.out}")
+    fails(site.run("pipeline.sh", site.out, "none.yaml"), f"{site.directory}/none.yaml: there is no such run file")
+    fails(site.run("pipeline.sh", "100%", site.run_file), "100%: Slurm's log files cannot be in a directory with %")
+    fails(
+        site.run("pipeline.sh", "--steps=chip,tain", site.out),
+        "--steps: there is no step tain; there are chip,train,infer",
+    )
+    (site.bin / "sbatch").unlink()
+    # The path of this machine may hold a real one.
+    for name in ("bash", "dirname", "readlink", "sed", "cat", "id", "grep"):
+        (site.bin / name).symlink_to(shutil.which(name))
+    fails(
+        site.run("pipeline.sh", site.out, site.run_file, PATH=str(site.bin)),
+        "there is no sbatch here: run this on a login node",
+    )
+    assert not site.calls("sbatch")
+    assert not site.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("walltime", "seconds"),
+    [("150", 9000), ("20:30", 1230), ("02:30:00", 9000), ("1-12", 129600), ("1-12:30", 131400), ("1-00:00:09", 86409),
+     ("08:09:08", 29348), ("1h", 0), ("", 0), ("-3", 0)],
+)  # fmt: skip
+def test_walltimes_are_read_as_slurm_does(site, walltime, seconds):
+    done = subprocess.run(
+        ["bash", "-c", '. "$1" && seconds_of "$2"', "-", CLUSTER / "lib.sh", walltime], capture_output=True, text=True,
+        timeout=20, check=True,
+    )  # fmt: skip
+    assert done.stdout == f"{seconds}\n"
+
+
+@pytest.mark.parametrize(
+    ("gres", "gpus"),
+    [
+        ("", 1),
+        ("gpu", 1),
+        ("gpu:4", 4),
+        ("gpu:a100", 1),
+        ("gpu:a100:2", 2),
+        ("gpu:a100_1g.10gb:1", 1),
+        ("lscratch:20,gpu:2", 2),
+    ],
+)
+def test_there_is_a_rank_for_each_gpu(site, gres, gpus):
+    site.describe(f"GEOCHIP_GPU_GRES={gres}\n")
+    assert site.job("train").returncode == 0
+    ((arguments, _),) = site.calls("srun")
+    assert f"--nproc-per-node={gpus}" in arguments
+
+
+def test_an_earlier_run_is_gone_on_with_and_never_overwritten(site):
+    site.submitted()
+    site.answer(queued=[55, 103])
+    fails(
+        site.run("pipeline.sh", site.out),
+        f"{site.out}: jobs of this run are in the queue: 103; wait for them (squeue --jobs=103), or end them (scancel 103)",
+    )
+    site.answer(queued=[55])
+    other = site.directory / "other.yaml"
+    other.write_text("train:\n  epochs: 2\n")
+    fails(
+        site.run("pipeline.sh", site.out, other),
+        f"{site.out} was begun with another run file: {site.out}/run.yaml differs from {other}",
+    )
+    assert len(site.calls("sbatch")) == 4
+    done = site.run("pipeline.sh", site.out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert site.calls("sbatch")[-1][0][-1] == str(site.out / "run.yaml")
+    assert (site.out / "run.yaml").read_text() == site.run_file.read_text()
+
+
+def test_steps_that_are_left_out_are_named(site):
+    done = site.run("pipeline.sh", "--steps=infer,train", site.out, site.run_file)
+    assert done.returncode == 0
+    assert [call[-3] for call, _ in site.calls("sbatch")] == [
+        str(CLUSTER / f"{step}.sbatch") for step in ("train", "infer")
+    ]
+    assert "--dependency=afterok:101" in site.calls("sbatch")[1][0]
+    for step in ("chip", "evaluate"):
+        assert re.search(rf"^{step} +not submitted: not in --steps$", done.stdout, re.MULTILINE)
+
+
+def test_dry_run_prints_the_commands_and_does_nothing(site):
+    done = site.run("pipeline.sh", "--dry-run", site.out, site.run_file)
+    assert (done.returncode, done.stderr) == (0, "")
+    commands = [shlex.split(line) for line in done.stdout.splitlines() if line.startswith("sbatch")]
+    assert not site.calls("sbatch")
+    assert not site.out.exists()
+    printed = [
+        [re.sub(r"<(\w+)>", lambda step: str(101 + STEPS.index(step[1])), word) for word in words] for words in commands
+    ]
+    assert printed == [["sbatch", *arguments] for arguments in site.submitted().values()]
+
+
+def test_when_a_step_is_refused_nothing_stays_in_the_queue(site):
+    site.answer(refused=3)
+    done = site.run("pipeline.sh", site.out, site.run_file)
+    assert "sbatch: error: Batch job submission failed: Invalid account" in done.stderr
+    fails(done, "sbatch refused the step infer, for the reason above", "--job-name=geochip-infer", code=1)
+    assert [arguments for arguments, _ in site.calls("scancel")] == [["101", "102"]]
+
+
+def test_a_surrounding_job_does_not_shape_the_new_ones(site):
+    site.submitted(SLURM_JOB_ID="5", SLURM_CPU_BIND="0x1", SBATCH_PARTITION="debug", SLURM_CONF="/etc/slurm.conf")
+    for _, environment in site.calls("sbatch"):
+        assert {name for name in environment if name.startswith(("SLURM", "SBATCH"))} == {"SLURM_CONF"}
+
+
+def test_how_training_is_started(site):
+    site.describe("GEOCHIP_GPU_GRES=gpu:2\nGEOCHIP_TRAIN_NODES=2\nGEOCHIP_INTERFACE=ib0\n")
+    (site.out / "train").mkdir(parents=True)
+    for name in ("stop", "interrupted"):
+        (site.out / "train" / name).touch()
+    done = site.job("train", SLURM_JOB_ID="123456", SLURM_JOB_NUM_NODES="2", SLURM_CPUS_PER_TASK="8")
+    assert (done.returncode, done.stderr) == (0, "")
+    ((arguments, environment),) = site.calls("srun")
+    assert arguments == [
+        "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=8", "--kill-on-bad-exit=1",
+        "bash", "-c", 'trap "" USR2; exec "$@"', "train", "python", "-m", "torch.distributed.run",
+        "--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-id=123456", "--rdzv-endpoint=node1:13456",
+        "-m", "geochip.train_ddp", "--config", str(site.run_file), "--run_dir", str(site.out),
+    ]  # fmt: skip
+    assert environment["OMP_NUM_THREADS"] == "4"
+    assert environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == "ib0"
+    # A request to stop, and its answer, were another training's.
+    assert not list((site.out / "train").iterdir())
+
+
+@pytest.mark.parametrize("devices", ["MIG-1c2b8e5f-0000-5a1d-9c8e-2f0c3a4b5d6e", "MIG-GPU-1/7/0,MIG-GPU-1/8/0"])
+def test_more_ranks_than_one_on_slices_are_refused_in_the_job_as_well(site, devices):
+    site.describe("GEOCHIP_TRAIN_RANKS=2\n")
+    fails(
+        site.job("train", CUDA_VISIBLE_DEVICES=devices), "the GPU of this job is a MIG slice, and one slice is one rank"
+    )
+    assert not site.calls("srun")
+    site.describe("GEOCHIP_TRAIN_RANKS=1\n")
+    assert site.job("train", CUDA_VISIBLE_DEVICES=devices).returncode == 0
+
+
+def test_a_training_that_saved_is_put_back_into_the_queue(site):
+    site.answer(exit=1, makes=[str(site.out / "train" / "interrupted")])
+    done = site.job("train", SLURM_RESTART_COUNT="9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "interrupted by SIGUSR2 in epoch 2 of 3, after 5 of 80 steps; put back into the queue" in done.stdout
+    assert "(restart 10 of at most 10)" in done.stdout
+    assert [call for call, _ in site.calls("scontrol")][-1] == ["requeue", "7"]
+
+
+@pytest.mark.parametrize(("step", "program"), [("chip", "python"), ("train", "srun")])
+def test_told_to_stop_a_job_stops_its_work_and_goes_back_into_the_queue(site, step, program):
+    # Of a driver by SIGINT; of a training by its file, which reaches all nodes.
+    never, stop = str(site.directory / "never"), str(site.out / "train" / "stop")
+    site.answer(exit=1, makes=[str(site.out / "train" / "interrupted")], until=stop if step == "train" else never)
+    environment = {**site.environment, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1"}
+    with subprocess.Popen(
+        ["bash", CLUSTER / f"{step}.sbatch", site.out, site.run_file], env=environment, cwd=site.directory,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as script:  # fmt: skip
+        end = time.monotonic() + 60
+        while not site.calls(program):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        script.send_signal(signal.SIGUSR2)
+        text = script.communicate(timeout=60)[0]
+    assert script.returncode == 0, text
+    assert "told to stop" in text
+    assert "put back into the queue, to go on from here (restart 1 of at most 10)" in text
+    assert [call for call, _ in site.calls("scontrol")][-1] == ["requeue", "7"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "environment", "text"),
+    [
+        ({"makes": ["{out}/train/interrupted"]}, {"SLURM_RESTART_COUNT": "10"}, "not put back into the queue a further time, after 10 (GEOCHIP_MAX_REQUEUES=10); submitted again it goes on"),
+        (
+            {"makes": ["{out}/train/interrupted"], "job": "JobId=7 JobState=CANCELLED Command=x"}, {},
+            "not put back into the queue from here, since Slurm is ending the job (CANCELLED) and decides on that; submitted again",
+        ),
+        ({}, {}, None),
+    ],
+    ids=["too often", "cancelled", "failed"],
+)  # fmt: skip
+def test_a_training_that_must_not_come_back_ends_with_an_error(site, answers, environment, text):
+    site.answer(exit=1, **{**answers, "makes": [path.format(out=site.out) for path in answers.get("makes", [])]})
+    done = site.job("train", **environment)
+    assert done.returncode == 1
+    if text:
+        fails(done, text, code=1)
+    assert not [call for call, _ in site.calls("scontrol") if call[0] == "requeue"]
+
+
+def test_a_prologue_that_fails_ends_the_job_with_its_line(site):
+    site.describe("GEOCHIP_PROLOGUE=('echo loaded $UNSET' 'module load nothing/9')\n")
+    done = site.job("evaluate")
+    assert done.returncode == 1
+    assert "loaded" in done.stdout
+    assert "GEOCHIP_PROLOGUE: this line of site.env failed" in done.stderr
+    assert "module load nothing/9" in done.stderr
+    assert not site.calls("python")
+
+
+def test_the_doctor_gets_the_same_flags(site):
+    done = site.run("pipeline.sh", "--doctor", site.out, site.run_file)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert site.job("chip").returncode == 0
+    (module, flags), (_, chip_flags) = map(geochip_flags, site.calls("python"))
+    assert (module, flags) == ("geochip.doctor", chip_flags)
+    assert not site.calls("sbatch")
+
+
+def test_the_profiles_are_the_tutorials_job():
+    profiles = yaml.safe_load((CLUSTER / "jobqueue.yaml").read_text())["jobqueue"]
+    assert set(profiles) == {"geochip-cpu", "geochip-gpu"}
+    gpu = profiles["geochip-gpu"]
+    assert (gpu["account"], gpu["queue"], gpu["walltime"]) == ("geospatialworkshop", "gpu-a100-mig7", "02:30:00")
+    assert gpu["job_extra_directives"] == ["--gres=gpu:a100_1g.10gb:1"]
+    # Decimal units are rounded down by Slurm; and a walltime without quotes is a number to YAML.
+    for profile in profiles.values():
+        assert profile["memory"].endswith("GiB")
+        assert isinstance(profile["walltime"], str)
+
+
+def test_the_container_definition_installs_what_was_tested():
+    sections = re.split(r"^%(\w+)\n", (CLUSTER / "geochip.def").read_text(), flags=re.MULTILINE)
+    body = dict(zip(sections[1::2], sections[2::2], strict=True))
+    copied = [line.split() for line in body["files"].strip().splitlines()]
+    assert all((ROOT / source).exists() for source, _ in copied)
+    # Whatever pyproject.toml needs for a build is there.
+    assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "src"} == {source for source, _ in copied}
+    assert "--constraint /opt/geochip/constraints.txt /opt/geochip\n" in body["post"]
+    assert "Bootstrap: docker\nFrom: python:3.11-" in sections[0]
+    assert "export PYTHONNOUSERSITE=1" in body["environment"]
+    assert subprocess.run(["bash", "-n"], input=body["post"], text=True, check=False, timeout=20).returncode == 0

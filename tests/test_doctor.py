@@ -1,0 +1,632 @@
+import os
+import re
+import resource
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from distributed import LocalCluster
+
+from geochip import chipping, doctor
+from geochip.config import RunConfig
+from geochip.doctor import batch, machine, workers
+from geochip.doctor.disks import Needed, judge_room
+from geochip.doctor.facts import Facts, Gpus, disk_type, gather
+from geochip.doctor.findings import Case
+from geochip.errors import InputError, WorkError
+from geochip.slurm import Partition
+from helpers import IMAGE, LABEL, UTM, data_flags, run, tree_hash, write_scene
+from test_model import put_into_cache
+
+
+@pytest.fixture
+def examine(tmp_path, dask_address, capsys):
+    """Runs the command on the shared cluster; returns its lines and whether it says that a run would fail."""
+
+    def run_main(*flags, splits=("train", "val", "test")):
+        failed = False
+        try:
+            doctor.main(
+                [
+                    f"--run_dir={tmp_path / 'run'}", *data_flags(tmp_path / "data", *splits), "--chips.size=32",
+                    "--model.architecture=linear", "--cluster.kind=address", f"--cluster.address={dask_address}",
+                    *map(str, flags),
+                ]
+            )  # fmt: skip
+        except WorkError as error:
+            failed = str(error).startswith("a run would fail: see the ")
+        captured = capsys.readouterr()
+        lines = captured.out.splitlines()
+        assert captured.err == ""
+        assert all(re.match(r"ok   |warn |FAIL |nothing was found", line) for line in lines)
+        assert failed == any(line.startswith("FAIL") for line in lines)
+        return Told(lines, failed)
+
+    return run_main
+
+
+class Told:
+    """What the doctor printed."""
+
+    def __init__(self, lines, failed):
+        self.lines, self.failed = lines, failed
+
+    def about(self, what, level):
+        """The lines of one level about one thing, joined."""
+        start = f"{level:<5}{what}: "
+        return "\n".join(line.removeprefix(start) for line in self.lines if line.startswith(start))
+
+    def levels(self):
+        return {line[:5].strip() for line in self.lines[:-1]}
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    for split, scene_id in (("train", "1"), ("train", "2"), ("val", "3"), ("test", "4")):
+        write_scene(tmp_path / "data", split, scene_id)
+    return tmp_path / "data"
+
+
+# --- the whole command ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_would_work_is_told_so_and_nothing_is_written(examine, scenes, tmp_path):
+    before = tree_hash(tmp_path)
+    told = examine()
+    assert not told.failed
+    assert told.levels() <= {"ok", "warn"}
+    assert "nothing was found that would make a run fail" in told.lines[-1]
+    assert re.search(
+        r"python 3\.\d+\.\d+, geochip .*dask .*zarr .*tensorstore .*torch .*gdal \d", told.about("versions", "ok")
+    )
+    assert re.search(
+        r"4 scenes below .*data, 20 chips \(10 in train, 5 in val, 5 in test\) in 3 tasks", told.about("scenes", "ok")
+    )
+    assert "1 scenes of split test; no model at" in told.about("inference", "ok")
+    assert re.search(r"linear, 8 weights; takes batches of 2 chips of 32 x 32", told.about("network", "ok"))
+    assert re.search(r"run can be written to, below .*, which is there", told.about("run_dir", "ok"))
+    assert re.search(r"has .*iB free.*; a run takes at most .*iB in \d+ files", told.about("space", "ok"))
+    assert re.search(r"started on \S+ after \d+ s", told.about("worker", "ok"))
+    assert f"{tmp_path}: each sees the other's file" in told.about("worker", "ok")
+    assert "as here on" in told.about("versions", "ok")
+    assert tree_hash(tmp_path) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_from_the_command_line_with_workers_of_its_own(scenes, tmp_path):
+    flags = [
+        f"--run_dir={tmp_path / 'run'}",
+        *data_flags(scenes, "train", "val", "test"),
+        "--model.architecture=linear",
+    ]
+    good = run("geochip.doctor", *flags, "--chips.size=32")
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "each sees the other's file" in good.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_would_fail(scenes, tmp_path, capsys):
+    flags = [
+        f"--run_dir={tmp_path / 'run'}",
+        *data_flags(tmp_path, "train", "val", "test"),
+        "--model.architecture=linear",
+    ]
+    with pytest.raises(WorkError, match=r"a run would fail: see the 2 lines that begin with FAIL$"):
+        doctor.main([*flags, "--no_probe", "--data.root=/nowhere"])
+    told = capsys.readouterr().out
+    assert "FAIL scenes: data.root: '/nowhere' is no directory; set it to the one" in told
+    assert "warn worker: none was started (--no_probe)" in told
+
+
+def test_what_the_command_takes(capsys):
+    with pytest.raises(InputError, match=r"chips.sze: there is no such key; did you mean chips.size"):
+        doctor.main(["--chips.sze=32"])
+    with pytest.raises(SystemExit):
+        doctor.main(["--help"])
+    text = capsys.readouterr().out
+    assert "--no_probe" in text
+    assert "--wait" in text
+
+
+# --- scenes, splits, network ------------------------------------------------------------------------------------------
+
+
+def test_scenes_that_cannot_be_used(examine, scenes):
+    (scenes / IMAGE.format(split="train", id="1")).write_bytes(b"no image")
+    told = examine()
+    assert re.search(
+        r"1 cannot be used: .*scene_1.tif.*; mend them, or allow them with --data.max_bad_scenes 1",
+        told.about("scenes", "FAIL"),
+    )
+    told = examine("--data.max_bad_scenes=1")
+    assert not told.failed
+    assert "data.max_bad_scenes = 1 allows it" in told.about("scenes", "warn")
+
+
+def test_scenes_without_labels_are_told(examine, scenes):
+    (scenes / LABEL.format(split="train", id="1")).unlink()
+    assert "1 are left out: " in examine().about("scenes", "warn")
+
+
+def test_splits_that_later_commands_need(examine, scenes):
+    told = examine(splits=("train",))
+    assert (
+        "train.val_split: split 'val' has no chips to train with; put scenes into it, or use --train.val_split null"
+        in told.about("scenes", "FAIL")
+    )
+    assert "split 'test' is not among data.splits: train; name one of them" in told.about("inference", "FAIL")
+    assert not examine("--train.val_split=null", "--infer.split=train", splits=("train",)).failed
+
+
+def test_an_image_to_predict_that_is_not_there(examine, scenes):
+    told = examine(f"--infer.files=[{scenes / 'none.tif'}]")
+    assert "none.tif" in told.about("inference", "FAIL")
+
+
+def test_splits_that_share_ground(examine, scenes):
+    write_scene(scenes, "val", "5", transform=UTM)
+    write_scene(scenes, "train", "6", transform=UTM)
+    told = examine("--chips.method=grid")
+    assert "pairs of chips show some of the same ground" in told.about("splits", "FAIL")
+    assert "--chips.allow_overlap true" in told.about("splits", "FAIL")
+    told = examine("--chips.method=grid", "--chips.allow_overlap=true")
+    assert not told.failed
+    assert "allowed by chips.allow_overlap" in told.about("splits", "warn")
+
+
+def test_a_chip_store_that_is_there(examine, scenes, tmp_path, dask_address, capsys):
+    chipping.main(
+        [
+            f"--run_dir={tmp_path / 'run'}", *data_flags(scenes, "train", "val", "test"), "--chips.size=32",
+            "--cluster.kind=address", f"--cluster.address={dask_address}",
+        ]
+    )  # fmt: skip
+    capsys.readouterr()
+    told = examine()
+    assert "chips.zarr is there, with 3 of 3 shards; a run goes on with it" in told.about("chip store", "ok")
+    told = examine("--chips.seed=5")
+    assert re.search(
+        r"chips.store: .* was made from something else: chips.seed.*; choose another run_dir",
+        told.about("chip store", "FAIL"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--model.architecture=unet", "--model.encoder=resnet19"], r"model.encoder: 'resnet19' is not known"),
+        (["--model.architecture=deeplabv3plus", "--model.encoder=vgg11"], r"cannot be built with model.encoder"),
+        (
+            ["--model.architecture=deeplabv3plus", "--model.encoder=resnet18", "--train.batch_size=1"],
+            r"train.batch_size: 1 chip of 32 x 32 .* use --train.batch_size 2 or more",
+        ),
+    ],
+)
+def test_networks_that_could_not_be_trained(examine, scenes, flags, text):
+    assert re.search(text, examine(*flags, "--model.encoder_weights=null", "--no_probe").about("network", "FAIL"))
+
+
+def test_pretrained_weights_are_looked_for_and_never_fetched(examine, scenes, tmp_path, monkeypatch):
+    import socket
+
+    from huggingface_hub import constants
+
+    def no_network(*_args, **_kwargs):
+        raise AssertionError("the doctor went to the network")
+
+    flags = ["--model.architecture=unet", "--model.encoder=resnet18", "--no_probe"]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    text = examine(*flags).about("pretrained weights", "FAIL")
+    assert "the imagenet weights of resnet18 are not in this machine's cache" in text
+    assert "run this once on a machine with a network that shares the cache" in text
+    assert "m.fetch_encoder_weights('resnet18', 'imagenet')" in text
+    assert "there are no 'imagent' weights" in examine(*flags, "--model.encoder_weights=imagent").about(
+        "pretrained weights", "FAIL"
+    )
+    put_into_cache(tmp_path / "cache")
+    assert "imagenet of resnet18 are in this machine's cache" in examine(*flags).about("pretrained weights", "ok")
+
+
+def test_a_model_that_is_there_needs_no_weights_and_must_fit_the_scenes(examine, scenes, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    from geochip.model import Contract, build_model, save_bundle
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    contract = Contract(
+        architecture="linear", encoder="", class_names=("background", "building"), band_names=("band 1", "band 2", "band 3"),
+        bands=(1, 2, 3), dtype="uint32", nodata=None, mean=(0.0,) * 3, std=(1.0,) * 3, chip_size=32,
+        pixel_size_range=(0.5, 0.5), chip_store_fingerprint="", geochip_version="0",
+    )  # fmt: skip
+    save_bundle(tmp_path / "run" / "model", build_model(contract), contract)
+    told = examine("--model.architecture=unet", "--model.encoder=resnet18")
+    assert not told.failed
+    assert "not needed as long as" in told.about("pretrained weights", "warn")
+    assert re.search(r"1 scenes of split test; \d+ windows with the model", told.about("inference", "ok"))
+    save_bundle(tmp_path / "run" / "model", build_model(contract), replace(contract, dtype="uint8"))
+    assert "has pixels of type uint32, the model was trained on uint8" in examine("--no_probe").about(
+        "inference", "FAIL"
+    )
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["below a file", "/proc/geochip"])
+def test_a_run_dir_that_cannot_be_written_to(examine, scenes, tmp_path, where):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "run" if where == "below a file" else where
+    told = examine(f"--run_dir={path}", f"--chips.store={tmp_path / 'elsewhere' / 'chips.zarr'}")
+    assert re.search(rf"{path} cannot be written to: .+; choose another run_dir", told.about("run_dir", "FAIL"))
+    assert "elsewhere can be written to" in told.about("chips.store", "ok")
+
+
+def test_a_disk_that_is_too_small(tmp_path):
+    disk = os.statvfs(tmp_path)
+    free = disk.f_bavail * disk.f_frsize
+    assert judge_room(tmp_path, Needed(bytes=free // 2, files=10)).level == "ok"
+    tight = judge_room(tmp_path, Needed(bytes=free * 5 // 4, files=10))
+    assert tight.level == "warn"
+    assert "enough only when imagery shrinks" in tight.text
+    full = judge_room(tmp_path, Needed(bytes=free * 3, files=10))
+    assert full.level == "FAIL"
+    assert "too little even when imagery shrinks to 0.6 of it; free some, choose another run_dir" in full.text
+
+
+@contextmanager
+def small_disk(path, options):
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "none", path], capture_output=True, check=False
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip("only root can mount a disk")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", path], check=True)
+
+
+def test_a_small_real_disk_and_one_with_few_files(examine, scenes, tmp_path):
+    with small_disk(tmp_path / "small", "size=64k") as disk:
+        told = examine(f"--run_dir={disk / 'run'}", "--no_probe")
+        assert re.search(r"small has \S+ KiB|small has 0\.\d MiB free", told.about("space", "FAIL"))
+        assert disk_type(disk) == "tmpfs"
+    with small_disk(tmp_path / "few", "size=64m,nr_inodes=40") as disk:
+        text = examine(f"--run_dir={disk / 'run'}", "--no_probe").about("space", "FAIL")
+        assert re.search(r"room for \d+ files; .* too few files are left", text)
+
+
+# --- this machine -----------------------------------------------------------------------------------------------------
+
+PLAIN = Facts(
+    host="here", versions={"python": "3.11.2", "geochip": "1", "dask": "1", "torch": "2.10"}, cpus=2, cpus_of_machine=8,
+    memory=2**34, shared_memory=2**33, open_files=4096, umask=0o022, interfaces={"lo": "127.0.0.1", "eth0": "10.0.0.1"},
+    scratch="/tmp", scratch_disk="ext4",
+)  # fmt: skip
+
+
+def test_facts_are_those_of_this_process():
+    facts = gather()
+    assert facts.cpus == len(os.sched_getaffinity(0))
+    assert facts.open_files == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert facts.interfaces["lo"] == "127.0.0.1"
+    before = os.umask(0o027)
+    try:
+        assert gather().umask == 0o027
+    finally:
+        os.umask(before)
+
+
+def case_with(facts=PLAIN, **cluster):
+    case = Case(config=RunConfig(cluster=replace(RunConfig().cluster, **cluster)))
+    # As if it had been looked for already.
+    case.__dict__["facts"] = facts
+    return case
+
+
+def test_what_a_small_machine_is_told():
+    assert "fewer than cluster.workers = 9; lower it" in machine.cpus(case_with(workers=9), PLAIN)[0].text
+    small = replace(PLAIN, shared_memory=64 * 2**20, open_files=256, umask=0o000)
+    assert re.search(r"64.0 MiB is little.*Bus error.*--shm-size=8g", machine.shared_memory(small).text)
+    assert (
+        "at most 256; 100 workers want 1512: raise it with `ulimit -n 1512`"
+        in machine.open_files(case_with(workers=100), small).text
+    )
+    assert "000 lets everybody change what a run writes; set `umask 027`" in machine.umask(small).text
+    assert {
+        machine.shared_memory(PLAIN).level,
+        machine.open_files(case_with(), PLAIN).level,
+        machine.umask(PLAIN).level,
+    } == {"ok"}
+
+
+def test_too_little_memory_for_so_many_workers(examine, scenes):
+    told = examine("--cluster.kind=local", "--cluster.workers=100000", "--no_probe")
+    assert re.search(
+        r"100000 workers that chip take about .* each, more than there is; use --cluster.workers \d+",
+        told.about("memory", "warn"),
+    )
+
+
+def test_interfaces_that_are_not_there():
+    (missing,) = machine.interface(PLAIN, "ib0", {})
+    assert missing.level == "FAIL"
+    assert missing.text == (
+        "cluster.scheduler_interface: ib0 is not up here; here has lo (127.0.0.1), eth0 (10.0.0.1); name one that nodes reach"
+    )
+    (there,) = machine.interface(PLAIN, "eth0", {"cluster.cpu.interface": "ib0"})
+    assert (there.level, there.text[:33]) == ("ok", "cluster.scheduler_interface: eth0")
+    (of_worker,) = machine.interface(PLAIN, None, {"cluster.cpu.interface": "ib0"})
+    assert of_worker.level == "warn"
+    assert re.search(r"cluster.cpu.interface: ib0 is not up here.* with cluster.scheduler_interface", of_worker.text)
+    assert machine.interface(PLAIN, None, {"cluster.cpu.interface": "eth0"})[0].level == "ok"
+    fast = replace(PLAIN, interfaces={**PLAIN.interfaces, "ib0": "10.1.0.1"})
+    (hint,) = machine.interface(fast, None, {"cluster.cpu.interface": None})
+    assert "ib0 looks like the fast network: name it" in hint.text
+
+
+def test_scratch_on_a_network_disk():
+    assert machine.scratch(PLAIN, " on n1").level == "ok"
+    shared = machine.scratch(replace(PLAIN, scratch="/home/me", scratch_disk="lustre"), " on n1")
+    assert shared.level == "warn"
+    assert re.search(r"/home/me \(lustre\) on n1 is shared over the network.*local_directory", shared.text)
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "level"),
+    [
+        ("python", "3.12.1", "FAIL"),
+        ("python", "3.11.9", "warn"),
+        ("geochip", "2", "FAIL"),
+        ("dask", "2", "FAIL"),
+        ("torch", "2.9", "warn"),
+    ],
+)
+def test_other_versions_on_a_worker(name, version, level):
+    (found,) = machine.same_versions(PLAIN.versions, {**PLAIN.versions, name: version}, " on n1")
+    assert found.level == level
+    assert found.text == f"{name} is {PLAIN.versions[name]} here and {version} on n1; use the same environment on both"
+
+
+A100 = Gpus(cuda="12.8", devices=(("NVIDIA A100", 80 * 2**30),), nccl="2.26", driver=True)
+NONE = Gpus(cuda="12.8")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "asked", "level", "text"),
+    [
+        (A100, {}, "ok", r"NVIDIA A100 with 80.0 GiB on n1; CUDA 12.8, NCCL 2.26; up to 1 ranks"),
+        (
+            replace(A100, visible="MIG-6a-1"),
+            {},
+            "ok",
+            r"a MIG slice: train one rank on it \(--nproc-per-node=1\), NCCL refuses more",
+        ),
+        (NONE, {}, "ok", "none on n1: computes on the CPU"),
+        (
+            NONE,
+            {"demanded": "train.device: cuda"},
+            "FAIL",
+            r"none on n1, but train.device: cuda needs one; there is no driver",
+        ),
+        (
+            NONE,
+            {"expected": "gres gpu:1"},
+            "warn",
+            r"in spite of gres gpu:1; there is no driver: start containers with --nv, else ask the site's staff",
+        ),
+        (replace(NONE, cuda=None, driver=True), {}, "warn", "this PyTorch is built without CUDA"),
+        (replace(NONE, driver=True, trouble="driver too old"), {}, "warn", "PyTorch says: driver too old"),
+        (replace(NONE, driver=True, visible="MIG-7"), {}, "warn", "CUDA_VISIBLE_DEVICES is MIG-7; see `nvidia-smi -L`"),
+    ],
+)
+def test_gpus_and_what_they_mean(gpus, asked, level, text):
+    (found,) = machine.judge_gpus(gpus, " on n1", **asked)
+    assert found.level == level
+    assert re.search(text, found.text)
+
+
+def test_a_gpu_that_is_asked_for_on_a_machine_without(examine, scenes):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    text = examine("--cluster.kind=local", "--train.device=cuda", "--infer.device=cuda", "--no_probe").about(
+        "gpu", "FAIL"
+    )
+    assert re.search(r"none on \S+, but train.device: cuda and infer.device: cuda needs one", text)
+    assert "need not have one" in examine("--no_probe").about("gpu", "ok")
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def strange_worker(tmp_path, *command):
+    """A scheduler whose only worker is this command."""
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
+        options = ["--no-nanny", "--no-dashboard", "--local-directory", tmp_path / "scratch"]
+        worker = subprocess.Popen(
+            [*command, cluster.scheduler_address, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            yield f"--cluster.address={cluster.scheduler_address}"
+        finally:
+            worker.terminate()
+            worker.wait(30)
+
+
+def test_a_worker_on_a_machine_that_does_not_share_the_disks(examine, scenes, tmp_path, monkeypatch):
+    """A worker in a mount namespace of its own: its run_dir is another disk, its data are not there."""
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("only root can make a mount namespace")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setattr(workers, "SEEN_AFTER", 0.5)
+    hide = f'mount -t tmpfs none {shared} && mount -t tmpfs none {scenes} && exec "$@"'
+    with strange_worker(
+        tmp_path, "unshare", "--mount", "sh", "-c", hide, "sh", sys.executable, "-m", "distributed.cli.dask_worker"
+    ) as address:
+        told = examine(address, f"--run_dir={shared}")
+    text = told.about("worker", "FAIL")
+    assert re.search(rf"{shared} is another one on \S+: neither sees the other's files; put run_dir on a disk", text)
+    assert re.search(r"scene_1.tif cannot be read on \S+: No such file or directory; put the data on a disk", text)
+    assert list(shared.iterdir()) == []
+
+
+def test_a_worker_with_another_geochip_and_one_that_does_not_answer(examine, scenes, tmp_path, monkeypatch):
+    # One without the doctor, as an earlier geochip is.
+    code = "import sys; sys.modules['geochip.doctor'] = None; from distributed.cli.dask_worker import main; main()"
+    with strange_worker(tmp_path, sys.executable, "-c", code) as address:
+        text = examine(address).about("worker", "FAIL")
+        assert re.search(r"it lacks what this geochip needs \(.*geochip.doctor.*\); install the same geochip", text)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "scratch") == ["data"]
+    monkeypatch.setattr(workers, "_SECONDS_TO_LOOK", 0.001)
+    assert "it has not looked at its machine within 0 s: it died, or a disk hangs" in examine().about("worker", "FAIL")
+
+
+# --- Slurm, as far as it can be told without one ----------------------------------------------------------------------
+
+
+def test_without_slurm_the_doctor_says_where_to_go(examine, scenes, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told = examine("--cluster.kind=slurm")
+    assert "is not on PATH, so no jobs can be submitted from here" in told.about("slurm", "FAIL")
+    assert "none was started: see above" in told.about("gpu worker", "warn")
+
+
+def test_srun_outside_of_a_job(examine, scenes, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    told = examine("--cluster.kind=srun")
+    assert "cluster.kind: srun works inside a Slurm job only, and SLURM_JOB_ID is not set" in told.about(
+        "slurm", "FAIL"
+    )
+
+
+SCRIPT = """#!/usr/bin/env bash
+
+#SBATCH -J geochip
+#SBATCH -A trees
+#SBATCH -p gpu
+#SBATCH -n 1
+#SBATCH --cpus-per-task=4
+#SBATCH --mem=8G
+#SBATCH -t 01:30:00
+#SBATCH --gres=gpu:a100:1
+export GDAL_CACHEMAX=128
+{prologue}
+{python} -m distributed.cli.dask_worker tcp://10.0.0.1:1 --nthreads 1 --interface ib0
+"""
+
+
+def script(python="python", prologue=""):
+    return batch.read_script(SCRIPT.format(python=python, prologue=prologue))
+
+
+def test_what_a_job_script_asks_for_is_read_from_it():
+    job = script("apptainer exec --nv 'my image.sif' python")
+    assert job.directives == {
+        "J": "geochip", "account": "trees", "partition": "gpu", "ntasks": "1", "cpus-per-task": "4", "mem": "8G",
+        "time": "01:30:00", "gres": "gpu:a100:1",
+    }  # fmt: skip
+    assert job.launcher == ("apptainer", "exec", "--nv", "my image.sif", "python")
+    assert (job.interface, job.prologue) == ("ib0", False)
+    assert script(prologue="module load apptainer").prologue
+
+
+GPU = Partition(
+    name="gpu", up=True, max_time="2-00:00:00", nodes=3, cpus_per_node=32, memory_per_node=128_000, gres="gpu:a100:4(S:0-1)",
+    default=False, allow_accounts="ALL",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("partition", "level", "text"),
+    [
+        (GPU, "ok", r"partition gpu, up, 3 nodes of 32 CPUs and 125.0 GiB, gpu:a100:4\(S:0-1\); at most 2-00:00:00"),
+        (replace(GPU, name="other"), "FAIL", "cluster.gpu.partition: there is no partition 'gpu'; there are other"),
+        (replace(GPU, up=False), "FAIL", "cluster.gpu.partition: gpu is not up; name another one"),
+        (
+            replace(GPU, max_time="01:00:00"),
+            "FAIL",
+            "cluster.gpu.walltime: 01:30:00 is more than partition gpu allows, 01:00:00; lower it",
+        ),
+        (
+            replace(GPU, cpus_per_node=2),
+            "FAIL",
+            "cluster.gpu.cores: 4 are more than any node of partition gpu has, 2; lower it",
+        ),
+        (
+            replace(GPU, memory_per_node=4000),
+            "FAIL",
+            "cluster.gpu.memory: 8.0 GiB is more than any node of partition gpu has, 3.9 GiB",
+        ),
+        (
+            replace(GPU, gres=""),
+            "FAIL",
+            "cluster.gpu.gres: no node of partition gpu has gpu:a100:1; they have none at all",
+        ),
+        (replace(GPU, gres="gpu:h100:4"), "FAIL", "has gpu:a100:1; they have gpu:h100:4; name what there is"),
+    ],
+)
+def test_partitions_and_their_limits(partition, level, text):
+    (found,) = batch.judge_partition("gpu", script(), {partition.name: partition})
+    assert found.level == level
+    assert re.search(text, found.text)
+
+
+def test_no_partition_is_named_and_none_is_the_default():
+    job = replace(script(), directives={})
+    (found,) = batch.judge_partition("cpu", job, {"gpu": GPU})
+    assert "cluster.cpu.partition: none is named and Slurm has no default; name one of gpu" in found.text
+    assert batch.judge_partition("cpu", job, {"gpu": replace(GPU, default=True)})[0].level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("request_", "fits"),
+    [
+        ("gpu", True),
+        ("gpu:4", True),
+        ("gpu:8", False),
+        ("gpu:a100", True),
+        ("gpu:a100_1g.10gb:7", True),
+        ("gpu:v100:1", False),
+        ("fpga:1", False),
+    ],
+)
+def test_generic_resources(request_, fits):
+    assert batch.has_gres("gpu:a100:4(S:0-1),gpu:a100_1g.10gb:7(S:0)", request_) == fits
+
+
+@pytest.mark.parametrize(
+    ("python", "prologue", "level", "text"),
+    [
+        (
+            "sh image.sif python",
+            "",
+            "FAIL",
+            "cluster.gpu.python: there is no image image.sif; build it, or give its path",
+        ),
+        (
+            "apptainer-of-nobody exec python",
+            "",
+            "FAIL",
+            "apptainer-of-nobody is not there, or not on PATH; give its path, or load it in cluster.gpu.prologue",
+        ),
+        (
+            "apptainer-of-nobody exec python",
+            "module load x",
+            "warn",
+            "on PATH of this machine; a job finds it only if its prologue loads it",
+        ),
+        ("sh -c python", "", "ok", "starts Python with sh -c python"),
+    ],
+)
+def test_what_starts_python_in_a_job(python, prologue, level, text):
+    (found,) = batch.launcher("gpu", script(python, prologue))
+    assert found.level == level
+    assert text in found.text
