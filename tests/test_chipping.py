@@ -24,6 +24,7 @@ from distributed import Client, LocalCluster
 
 from geochip.chipping import main
 from geochip.cluster import dask_client, make_way, run_tasks, wait_for_a_worker
+from geochip.cluster._tasks import Patience, watched
 from geochip.config import ClusterConfig
 from geochip.errors import InputError, WorkError
 from geochip.store import ChipStore, journal_path
@@ -441,6 +442,62 @@ def test_waiting_for_workers_is_told(capsys):
         cluster.scale(1)
         waiting.join(60)
         assert not waiting.is_alive()
+
+
+def test_workers_that_vanish_are_told_and_new_ones_get_work_until_patience_ends(capsys):
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
+    ) as cluster, Client(cluster) as client, watched(client, Patience(client, seconds=0.5, wait_minutes=1)):  # fmt: skip
+        processes = []
+        tasks = ((str(number), (0.1,)) for number in range(60))
+        running = threading.Thread(
+            target=run_tasks, args=(client, _slow_process, tasks, lambda _, process: processes.append(process))
+        )
+        running.start()
+        deadline = time.monotonic() + 60
+        while not processes:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        cluster.scale(0)
+        told = ""
+        while f"waiting for a Dask worker: none has come to {cluster.scheduler_address} for " not in told:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            told += capsys.readouterr().err
+        cluster.scale(2)
+        running.join(60)
+        assert len(processes) == 60
+        # That which went, and both that came.
+        assert len(set(processes)) == 3
+    with LocalCluster(
+        n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL
+    ) as cluster:  # fmt: skip
+        config = ClusterConfig(kind="address", address=cluster.scheduler_address, wait_minutes=0.02)
+        with (
+            pytest.raises(
+                WorkError, match=r"^no Dask worker has come to .* for 0.02 minutes \(cluster.wait_minutes\); start some"
+            ),
+            dask_client(config) as client,
+        ):
+            run_tasks(client, _slow_process, [("one", (0,))], print)
+
+
+def _slow_process(seconds):
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def test_a_dry_run_shows_the_script_of_the_slurm_jobs(tmp_path, capsys):
+    scenes(tmp_path)
+    main([
+        f"--run_dir={tmp_path / 'run'}", *data_flags(tmp_path / "data", "train"), "--chips.size=32", "--infer.split=train",
+        "--train.val_split=null", "--cluster.kind=slurm", "--cluster.workers=3", "--cluster.cpu.account=forest", "--dry_run",
+    ])  # fmt: skip
+    told = capsys.readouterr().out
+    assert "3 jobs with this script would be submitted:\n\n#!/usr/bin/env bash\n" in told
+    assert "\n#SBATCH -A forest\n" in told
+    assert "-m distributed.cli.dask_worker tls://" in told
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_mended_scene_of_another_shape_gets_the_places_that_were_kept(tmp_path, chip, capsys):

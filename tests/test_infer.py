@@ -481,6 +481,19 @@ def test_a_gpu_that_is_not_there(tmp_path, small, capsys):
     assert "torch finds no GPU on a worker's machine" in capsys.readouterr().err
 
 
+def test_a_dry_run_says_what_would_be_done(tmp_path, small, capsys):
+    elsewhere = [flag for flag in small if "--cluster" not in flag]
+    main([*elsewhere, "--cluster.kind=slurm", "--cluster.gpu.gres=gpu:a100_1g.10gb:1", "--dry_run"])
+    told = capsys.readouterr().out
+    assert told.startswith("2 scenes, ")
+    assert "4 jobs with this script would be submitted:\n\n#!/usr/bin/env bash\n" in told
+    assert "\n#SBATCH -J geochip-gpu\n" in told
+    assert "\n#SBATCH --gres=gpu:a100_1g.10gb:1\n" in told
+    main([*small, "--dry_run"])
+    assert "jobs with this script" not in capsys.readouterr().out
+    assert not (tmp_path / "run" / "predictions.zarr").exists()
+
+
 def scene(scene_id="5", **changes):
     base = Scene(
         scene_id=scene_id, split="test", image="5.tif", label=None, height=9, width=9, count=3, dtype="uint16",

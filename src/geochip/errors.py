@@ -30,7 +30,7 @@ class WorkError(GeochipError):
     exit_code = 1
 
 
-class Terminated(KeyboardInterrupt):  # noqa: N818
+class Terminated(KeyboardInterrupt):
     """A signal asks this process to end, as Ctrl-C does; see `geochip.cluster`."""
 
     def __init__(self, which: signal.Signals) -> None:

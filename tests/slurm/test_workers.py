@@ -23,7 +23,7 @@ from geochip.store import journal_path
 from helpers import data_flags, tree_hash, write_scene
 
 # Enough shards that a run can be disturbed in the middle of them.
-MANY = ["--chips.per_scene=1700", "--chips.size=24", "--train.val_split=null", "--infer.split=train"]
+MANY = ["--chips.per_scene=900", "--chips.size=24", "--train.val_split=null", "--infer.split=train"]
 SLURM = ["--cluster.kind=slurm", "--cluster.workers=2", "--cluster.cpu.interface=lo", "--cluster.cpu.memory=1GiB"]
 
 
@@ -162,15 +162,16 @@ def test_a_stranger_cannot_connect_and_a_job_is_no_part_of_another_one(tmp_path,
 
 def test_jobs_that_are_cancelled_and_nodes_that_go_down_cost_nothing_but_time(tmp_path, quiet, slurm, start):
     process = start(tmp_path)
-    wait_for_records(tmp_path, 20, process)
+    wait_for_records(tmp_path, 5, process)
     slurm.run("scancel", slurm.jobs()[0])
-    wait_for_records(tmp_path, 80, process)
+    wait_for_records(tmp_path, 40, process)
     node = wait_for(lambda: slurm.run("squeue", "-h", "-t", "R", "-o", "%N").split(), process)[0]
     slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     try:
         told = finish(process, tmp_path, slurm)
     finally:
-        slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
+        # By itself it may have come back by now.
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], capture_output=True, check=False)
     assert tree_hash(tmp_path / "chips.zarr") == quiet
     (lost,) = re.findall(r"^Slurm: job (\d+) was cancelled on ", told, re.MULTILINE)
     # The end of its log, once.
@@ -183,7 +184,7 @@ def test_jobs_that_are_cancelled_and_nodes_that_go_down_cost_nothing_but_time(tm
 
 def test_workers_that_are_preempted_come_back(tmp_path, quiet, slurm, start):
     process = start(tmp_path, "--cluster.cpu.partition=preempt")
-    wait_for_records(tmp_path, 20, process)
+    wait_for_records(tmp_path, 5, process)
     # For longer than Dask remembers a worker.
     slurm.submit("-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 17")
     told = finish(process, tmp_path, slurm)
@@ -199,12 +200,12 @@ def test_workers_that_are_preempted_come_back(tmp_path, quiet, slurm, start):
 
 def test_a_worker_at_the_end_of_its_time_is_followed_by_another_one(tmp_path, slurm, capsys):
     profiles = tmp_path / "jobqueue.yaml"
-    profiles.write_text("jobqueue: {brief: {worker-extra-args: [--lifetime, 5s, --lifetime-stagger, 0s]}}")
+    profiles.write_text("jobqueue: {brief: {worker-extra-args: [--lifetime, 3s, --lifetime-stagger, 0s]}}")
     config = cluster(profiles=str(profiles), jobs={"profile": "brief"}, max_replacements=0)
     done = []
     with dask_client(config, run_dir=tmp_path) as client:
-        run_tasks(client, time.sleep, ((str(n), (0.5,)) for n in range(14)), lambda key, _: done.append(key))
-    assert sorted(map(int, done)) == list(range(14))
+        run_tasks(client, time.sleep, ((str(n), (0.5,)) for n in range(9)), lambda key, _: done.append(key))
+    assert sorted(map(int, done)) == list(range(9))
     told = capsys.readouterr().err
     assert re.search(
         r"^Slurm: job \d+ has reached the end of its time; another one takes its place$", told, re.MULTILINE

@@ -9,14 +9,13 @@ import os
 import re
 import secrets
 import shlex
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import dask
-import dask_jobqueue
 import yaml
 from dask.utils import parse_timedelta
-from dask_jobqueue.slurm import SLURMJob
 from distributed import Client
 
 from geochip.cluster._profiles import Section, full_section
@@ -29,6 +28,13 @@ from geochip.config import ClusterConfig, walltime_seconds
 from geochip.errors import InputError
 from geochip.files import make_directory
 from geochip.slurm import SlurmError, clean_environment, inside_a_job, remedy, run_slurm
+
+# On import it makes Ctrl-C end the process with exit code 0, as if all were done.
+_on_interrupt = signal.getsignal(signal.SIGINT)
+import dask_jobqueue  # noqa: E402
+from dask_jobqueue.slurm import SLURMJob  # noqa: E402
+
+signal.signal(signal.SIGINT, _on_interrupt)
 
 DEFAULT_WORKERS = 4
 # Seconds in which a worker has to find the scheduler. Many that start at once from a shared disk take minutes.
@@ -59,7 +65,7 @@ def _log_pattern(directory: Path, name: str) -> str:
 
 def log_directory(section: Section, run_dir: Path) -> Path:
     """Where the workers' logs go."""
-    return Path(section["log-directory"] or run_dir / "logs").expanduser().absolute()
+    return Path(os.path.expandvars(section["log-directory"] or run_dir / "logs")).expanduser().absolute()
 
 
 def job_script(

@@ -102,7 +102,7 @@ class Supervisor:
         self._failure: Exception | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="geochip-supervisor", daemon=True)
-        self._ever = False
+        self._ever = self._submitted = False
         self._lost = self._stillborn = self._tails = 0
         self._missing = 0
         self._retry_at = 0.0
@@ -146,9 +146,9 @@ class Supervisor:
 
     def _cancel_all(self) -> None:
         """End the jobs, and wait a little until they are gone."""
-        ids = list(self._jobs)
-        if not ids:
+        if not self._submitted:
             return
+        ids = list(self._jobs)
         try:
             here = {name.split("-")[0] for name in self._scheduler.names()}
             cancel(job_id for job_id in ids if job_id not in here)
@@ -161,8 +161,8 @@ class Supervisor:
             _gone(ids, _END_SECONDS)
         except SlurmError as error:
             self._say(
-                f"jobs could not be cancelled ({error.stderr or error}): scancel {' '.join(ids)}; their workers end by "
-                "themselves without this process"
+                f"jobs could not be cancelled ({error.stderr or error}): scancel --name={self._submitter.name}; their "
+                "workers end by themselves without this process"
             )
 
     # --- in the supervisor's thread
@@ -291,6 +291,7 @@ class Supervisor:
             self._say(f"submitted job {job_id} instead")
 
     def _submit(self) -> str:
+        self._submitted = True
         job_id = self._submitter.submit()
         self._jobs[job_id] = _Job(job_id)
         return job_id
@@ -379,7 +380,7 @@ _ENDS = {
 def _gone(ids: Sequence[str], seconds: float) -> bool:
     """Wait until jobs have ended; whether they have."""
     end = time.monotonic() + seconds
-    while any(not state.ended for state in job_states(ids).values()):
+    while ids and any(not state.ended for state in job_states(ids).values()):
         if time.monotonic() >= end:
             return False
         time.sleep(0.2)
