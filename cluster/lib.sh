@@ -27,17 +27,25 @@ load_site() {
   local file name
   file=${GEOCHIP_SITE:-$GEOCHIP_CLUSTER_DIR/site.env}
   [ -r "$file" ] || fail "$file cannot be read; GEOCHIP_SITE names the file that describes the site (default: cluster/site.env)"
+  # Every value would end in an invisible character.
+  if grep -q $'\r' "$file"; then
+    fail "$file has the line ends of Windows; take them out: dos2unix $(printf '%q' "$file"), or sed -i 's/\\r\$//' $(printf '%q' "$file")"
+  fi
   bash -n "$file" || fail "$file: bash cannot read it, for the reason above; write NAME=value, quoted where it has spaces"
   while IFS= read -r name || [ -n "$name" ]; do
     [[ " ${SITE_VARIABLES[*]} " == *" $name "* ]] ||
       fail "$file: there is no variable GEOCHIP_$name; there are GEOCHIP_{$(IFS=,; echo "${SITE_VARIABLES[*]}")}"
   done < <(sed -n 's/^[[:space:]]*\(export[[:space:]]\{1,\}\)\{0,1\}GEOCHIP_\([A-Za-z0-9_]*\)=.*/\2/p' "$file")
-  GEOCHIP_DIRECTIVES=() GEOCHIP_SKIP_DIRECTIVES=() GEOCHIP_PROLOGUE=() GEOCHIP_BINDS=()
+  unset GEOCHIP_DIRECTIVES GEOCHIP_SKIP_DIRECTIVES GEOCHIP_PROLOGUE GEOCHIP_BINDS
   # A person's file, which may name variables that are not set everywhere.
   set +u
   # shellcheck source=site.env
   . "$file"
   set -u
+  check_lists
+  take_sbatch_defaults
+  # shellcheck disable=SC2034 # for train.sbatch
+  RANKS_GIVEN=${GEOCHIP_TRAIN_RANKS:-}
   : "${GEOCHIP_KIND:=slurm}" "${GEOCHIP_PYTHON:=}" "${GEOCHIP_IMAGE:=}" "${GEOCHIP_CHIP_WORKERS:=4}"
   : "${GEOCHIP_CPU_CORES:=1}" "${GEOCHIP_CPU_MEMORY:=4G}" "${GEOCHIP_CPU_TIME:=01:00:00}"
   : "${GEOCHIP_GPU_GRES:=}" "${GEOCHIP_GPU_CORES:=4}" "${GEOCHIP_GPU_MEMORY:=16G}" "${GEOCHIP_GPU_TIME:=02:00:00}"
@@ -48,6 +56,31 @@ load_site() {
   if [ "$GEOCHIP_KIND" = local ] && [ -n "$GEOCHIP_GPU_GRES" ]; then : "${GEOCHIP_INFER_WORKERS:=1}"; fi
   : "${GEOCHIP_INFER_WORKERS:=4}"
   check_site
+}
+
+# A string is a list of one word: of several, written without brackets, sbatch would make one strange option.
+check_lists() {
+  local name value
+  for name in DIRECTIVES SKIP_DIRECTIVES BINDS; do
+    value=GEOCHIP_$name
+    if [[ $(declare -p "$value" 2>/dev/null) =~ ^declare\ -[A-Za-z]*a ]]; then continue; fi
+    value=${!value:-}
+    if [ -z "$value" ]; then unset "GEOCHIP_$name"; fi
+    if [[ $value == *[[:space:]][-/]* ]]; then
+      fail "GEOCHIP_$name=\"$value\" is one word to bash; in brackets it is a list: GEOCHIP_$name=($value)"
+    fi
+  done
+  GEOCHIP_DIRECTIVES=("${GEOCHIP_DIRECTIVES[@]}") GEOCHIP_SKIP_DIRECTIVES=("${GEOCHIP_SKIP_DIRECTIVES[@]}")
+  GEOCHIP_PROLOGUE=("${GEOCHIP_PROLOGUE[@]}") GEOCHIP_BINDS=("${GEOCHIP_BINDS[@]}")
+}
+
+# What a person's own defaults for sbatch say counts where site.env says nothing; exported, for the jobs of workers, which
+# are submitted from inside a job. In a job they are somebody else's, of the job itself.
+take_sbatch_defaults() {
+  if [ -n "${SLURM_JOB_ID:-}" ]; then return; fi
+  : "${GEOCHIP_ACCOUNT:=${SBATCH_ACCOUNT:-}}" "${GEOCHIP_QOS:=${SBATCH_QOS:-}}"
+  : "${GEOCHIP_CPU_PARTITION:=${SBATCH_PARTITION:-}}" "${GEOCHIP_GPU_PARTITION:=${SBATCH_PARTITION:-}}"
+  export GEOCHIP_ACCOUNT GEOCHIP_QOS GEOCHIP_CPU_PARTITION GEOCHIP_GPU_PARTITION
 }
 
 check_site() {
@@ -142,7 +175,7 @@ find_run_file() { # after load_site
 # ---- Options and flags
 
 sbatch_options() { # STEP: sets OPTIONS, from resources to logs
-  local option skip step=$1 memory=${GEOCHIP_CPU_MEMORY%[MG]} unit=${GEOCHIP_CPU_MEMORY: -1}
+  local option step=$1 memory=${GEOCHIP_CPU_MEMORY%[MG]} unit=${GEOCHIP_CPU_MEMORY: -1}
   local -a all one=(--nodes=1 --ntasks=1)
   local -a cpu=("--time=$GEOCHIP_CPU_TIME" ${GEOCHIP_CPU_PARTITION:+"--partition=$GEOCHIP_CPU_PARTITION"})
   local -a gpu=("--cpus-per-task=$GEOCHIP_GPU_CORES" "--mem=$GEOCHIP_GPU_MEMORY" "--time=$GEOCHIP_GPU_TIME"
@@ -164,12 +197,50 @@ sbatch_options() { # STEP: sets OPTIONS, from resources to logs
     --export=ALL)
   OPTIONS=()
   for option in "${all[@]}"; do
-    for skip in "${GEOCHIP_SKIP_DIRECTIVES[@]}"; do
-      if [[ ${option%%=*} == "${skip%%=*}" ]]; then continue 2; fi
-    done
-    OPTIONS+=("$option")
+    if ! skipped "$option"; then OPTIONS+=("$option"); fi
   done
   OPTIONS+=("${GEOCHIP_DIRECTIVES[@]}")
+}
+
+long_name() { # OPTION OF SBATCH: its name without a value; sets NAME. Ways to ask for memory are one.
+  NAME=${1%%[= ]*}
+  case $NAME in
+    -A) NAME=--account ;;
+    -c) NAME=--cpus-per-task ;;
+    -J) NAME=--job-name ;;
+    -n) NAME=--ntasks ;;
+    -N) NAME=--nodes ;;
+    -o) NAME=--output ;;
+    -p) NAME=--partition ;;
+    -q) NAME=--qos ;;
+    -t) NAME=--time ;;
+    --mem-per-cpu) NAME=--mem ;;
+  esac
+}
+
+skipped() { # OPTION OF SBATCH: whether the site refuses it
+  local skip option
+  long_name "$1"
+  option=$NAME
+  for skip in "${GEOCHIP_SKIP_DIRECTIVES[@]}"; do
+    long_name "$skip"
+    if [ "$NAME" = "$option" ]; then return 0; fi
+  done
+  return 1
+}
+
+# The batch script without those of its #SBATCH lines that the site refuses: a copy, where there are any.
+# shellcheck disable=SC2034 # for pipeline.sh
+batch_script() { # STEP: sets SCRIPT, where it is or is to be, and SCRIPT_TEXT
+  local line
+  SCRIPT=$GEOCHIP_CLUSTER_DIR/$1.sbatch SCRIPT_TEXT=""
+  while IFS= read -r line; do
+    if [[ $line == "#SBATCH "* ]] && skipped "${line#"#SBATCH "}"; then
+      SCRIPT=$OUT/logs/$1.sbatch
+    else
+      SCRIPT_TEXT+=$line$'\n'
+    fi
+  done <"$GEOCHIP_CLUSTER_DIR/$1.sbatch"
 }
 
 megabytes_a_core() { # of a chipping worker, rounded up
@@ -182,7 +253,14 @@ python_command() { # [--driver]: sets PYTHON_COMMAND
   local path binds=""
   PYTHON_COMMAND=("${GEOCHIP_PYTHON:-python}")
   if [ -n "$GEOCHIP_IMAGE" ] && { [ "${1:-}" != --driver ] || [ "$GEOCHIP_KIND" = local ]; }; then
-    for path in "$OUT" "$(dirname "$RUN_FILE")" "${GEOCHIP_BINDS[@]}"; do
+    local -a paths=("$OUT" "$(dirname "$RUN_FILE")" "${GEOCHIP_BINDS[@]}")
+    # With a variable in it, it is known on the node only; those are below /tmp as a rule, which the image sees anyway.
+    if [ -n "${GEOCHIP_LOCAL_DIRECTORY:-}" ] && [[ $GEOCHIP_LOCAL_DIRECTORY != *[\$~]* ]]; then
+      paths+=("$GEOCHIP_LOCAL_DIRECTORY")
+    fi
+    # Where pretrained encoders were put, if that is not in the home directory.
+    if [ -d "${HF_HOME:-}" ]; then paths+=("$(absolute "$HF_HOME")"); fi
+    for path in "${paths[@]}"; do
       # With its own options it would be another path in the image; and a comma cannot be quoted.
       [[ $path != *[,:]* ]] || fail "$path: Apptainer cannot bind a directory with a comma or a colon in its path"
       binds+=",$path"
@@ -202,6 +280,7 @@ as_list() { # WORDS...: a YAML list of quoted strings
 
 dask_flags() { # WORKERS: sets FLAGS
   local section launcher prefix value name
+  local -a PYTHON_COMMAND # the workers'; that of the driver may be another
   FLAGS=("--cluster.kind=$GEOCHIP_KIND" "--cluster.workers=$1")
   if [ "$GEOCHIP_KIND" = local ]; then return; fi
   python_command
@@ -232,6 +311,8 @@ dask_flags() { # WORKERS: sets FLAGS
       "$prefix.python=${launcher% }"
     )
     if [ ${#GEOCHIP_PROLOGUE[@]} -gt 0 ]; then FLAGS+=("$prefix.prologue=$(as_list "${GEOCHIP_PROLOGUE[@]}")"); fi
+    # They are sbatch's. The workers of srun are in a job that has been given them, and srun does not know them all.
+    if [ "$GEOCHIP_KIND" != slurm ]; then continue; fi
     if [ ${#GEOCHIP_DIRECTIVES[@]} -gt 0 ]; then FLAGS+=("$prefix.directives=$(as_list "${GEOCHIP_DIRECTIVES[@]}")"); fi
     if [ ${#GEOCHIP_SKIP_DIRECTIVES[@]} -gt 0 ]; then
       FLAGS+=("$prefix.skip_directives=$(as_list "${GEOCHIP_SKIP_DIRECTIVES[@]}")")
@@ -244,10 +325,14 @@ dask_flags() { # WORKERS: sets FLAGS
 enter_job() { # STEP: everything that a batch script does before its work
   [ -n "${SLURM_JOB_ID:-}" ] || fail "$1.sbatch runs in a Slurm job: sbatch cluster/$1.sbatch $OUT, or cluster/pipeline.sh $OUT"
   find_run_file
-  # Logs may name machines and paths, and Dask's keys may lie below: nobody else's business.
-  (umask 077 && mkdir -p "$OUT/logs") || fail "$OUT/logs cannot be made; choose another directory" 1
+  make_logs
   echo "geochip $1: job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-$(hostname)}, start $((${SLURM_RESTART_COUNT:-0} + 1)), $(date '+%F %T')"
   prologue
+}
+
+make_logs() {
+  # Results have the rights that the person's umask gives. Logs may name machines and paths: nobody else's business.
+  { mkdir -p "$OUT" && (umask 077 && mkdir -p "$OUT/logs"); } || fail "$OUT/logs cannot be made; choose another directory" 1
 }
 
 prologue() {
@@ -290,17 +375,32 @@ run_until_told() { # HOW_TO_STOP COMMAND...
   trap - USR2 TERM
 }
 
+# Slurm's controller may be busy or restarting just when many jobs end.
+patiently() { # COMMAND...: tries for two minutes
+  local seconds said
+  for seconds in 1 4 10 15 30 30 30; do
+    if said=$("$@"); then
+      printf '%s\n' "$said"
+      return
+    fi
+    sleep "$seconds"
+  done
+  "$@"
+}
+
 # Puts the job back into the queue, where it goes on; ends the script.
 requeue() { # REASON
   local state restarts=${SLURM_RESTART_COUNT:-0}
-  state=$(scontrol show job --oneliner "$SLURM_JOB_ID" | sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p')
+  state=$(patiently scontrol show job --oneliner "$SLURM_JOB_ID") ||
+    fail "$1; not put back into the queue, since Slurm does not say how the job is, for the reason above; submitted again it goes on from here" 1
+  state=$(sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p' <<<"$state")
   # A job that a person cancels must not come back; one that was preempted Slurm puts back itself, where the site says so.
   [ "$state" = RUNNING ] ||
     fail "$1; not put back into the queue from here, since Slurm is ending the job (${state:-unknown}) and decides on that; submitted again it goes on from here" 1
   [ "$restarts" -lt "$GEOCHIP_MAX_REQUEUES" ] ||
     fail "$1; not put back into the queue a further time, after $restarts (GEOCHIP_MAX_REQUEUES=$GEOCHIP_MAX_REQUEUES); submitted again it goes on from here; consider a longer time limit" 1
   echo "geochip: $1; put back into the queue, to go on from here (restart $((restarts + 1)) of at most $GEOCHIP_MAX_REQUEUES)"
-  scontrol requeue "$SLURM_JOB_ID" || fail "the job could not be put back into the queue, for the reason above; submitted again it goes on from here" 1
+  patiently scontrol requeue "$SLURM_JOB_ID" || fail "the job could not be put back into the queue, for the reason above; submitted again it goes on from here" 1
   exit 0
 }
 
@@ -308,7 +408,7 @@ requeue() { # REASON
 run_driver() { # MODULE FLAGS...
   python_command --driver
   run_until_told interrupt_child "${PYTHON_COMMAND[@]}" -m "geochip.$1" --config "$RUN_FILE" --run_dir "$OUT" "${@:2}"
-  # Even if it was just finished: then the next start finds nothing left to do.
-  if [ -n "$TOLD" ]; then requeue "stopped because the time was running out"; fi
+  # What was told to stop may have been finished just then.
+  if [ -n "$TOLD" ] && [ "$STATUS" -ne 0 ]; then requeue "stopped because the time was running out"; fi
   exit "$STATUS"
 }

@@ -1,21 +1,27 @@
+import errno
 import os
 import re
 import resource
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from distributed import LocalCluster
 
 from geochip import chipping, doctor
+from geochip.cluster import StillWaitingError, export_lines
 from geochip.config import RunConfig
 from geochip.doctor import batch, machine, workers
 from geochip.doctor.disks import Needed, judge_room
+from geochip.doctor.examination import examine as examine_case
 from geochip.doctor.facts import Facts, Gpus, disk_type, gather
-from geochip.doctor.findings import Case
+from geochip.doctor.findings import Case, existing
 from geochip.errors import InputError, WorkError
+from geochip.run_file import parse_command
 from geochip.slurm import Partition
 from helpers import IMAGE, LABEL, UTM, data_flags, run, tree_hash, write_scene
 from test_model import put_into_cache
@@ -100,6 +106,7 @@ def test_from_the_command_line_with_workers_of_its_own(scenes, tmp_path):
         f"--run_dir={tmp_path / 'run'}",
         *data_flags(scenes, "train", "val", "test"),
         "--model.architecture=linear",
+        "--cluster.workers=1",
     ]
     good = run("geochip.doctor", *flags, "--chips.size=32")
     assert (good.returncode, good.stderr) == (0, "")
@@ -262,6 +269,62 @@ def test_a_run_dir_that_cannot_be_written_to(examine, scenes, tmp_path, where):
     told = examine(f"--run_dir={path}", f"--chips.store={tmp_path / 'elsewhere' / 'chips.zarr'}")
     assert re.search(rf"{path} cannot be written to: .+; choose another run_dir", told.about("run_dir", "FAIL"))
     assert "elsewhere can be written to" in told.about("chips.store", "ok")
+
+
+@contextmanager
+def nobody():
+    """Everything is done as a person without rights, as long as the context lasts."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def for_all():
+    """A directory that everybody can look into; pytest's own ones are closed."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+def test_a_run_dir_below_somebody_elses_closed_directory(for_all):
+    for split, scene_id in (("train", "1"), ("val", "2"), ("test", "3")):
+        write_scene(for_all / "data", split, scene_id)
+    closed = for_all / "closed"
+    (closed / "here" / "run").mkdir(parents=True)
+    closed.chmod(0o700)
+    flags = [*data_flags(for_all / "data", "train", "val", "test"), "--chips.size=32", "--model.architecture=linear"]
+    called = parse_command(
+        [f"--run_dir={closed / 'here' / 'run'}", *flags], command="doctor", description="", switches={}
+    )
+    with nobody():
+        assert existing(closed / "here" / "run") == closed
+        lines = [str(one) for one in examine_case(Case(config=called.config, probe=False))]
+    run_dir = f"FAIL run_dir: {closed}/here/run"
+    assert f"{run_dir} cannot be written to: Permission denied; choose another run_dir" in lines
+    assert f"{run_dir}/model: Permission denied; have its owner give you access, or name another place" in lines
+    # What has nothing to do with it is looked at all the same.
+    assert any(line.startswith("ok   versions: ") for line in lines)
+    assert any(line.startswith("warn worker: none was started") for line in lines)
+
+
+def test_a_closed_directory_that_stops_several_checks_is_told_once(tmp_path):
+    def check(case):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / name))
+
+    case = Case(config=replace(RunConfig(), run_dir=str(tmp_path / "run")))
+    name = "run/chips.zarr"
+    (found,) = examine_case(case, [check, check])
+    assert str(found) == (
+        f"FAIL run_dir: {tmp_path}/run/chips.zarr: Permission denied; have its owner give you access, or name another "
+        "place"
+    )
+    name = "data"
+    assert [one.what for one in examine_case(case, [check])] == ["permission"]
 
 
 def test_a_disk_that_is_too_small(tmp_path):
@@ -489,6 +552,41 @@ def test_a_worker_with_another_geochip_and_one_that_does_not_answer(examine, sce
     assert "it has not looked at its machine within 0 s: it died, or a disk hangs" in examine().about("worker", "FAIL")
 
 
+def test_why_a_worker_did_not_come(tmp_path):
+    directory = tmp_path / ".geochip-doctor-1a-run_dir"
+    case = Case(config=RunConfig())
+    error = WorkError(
+        f"2 jobs ended before any worker came: see it (log: {directory}/a-7.out); what is finished is kept"
+    )
+    error.add_note("its log ends: line 3: no python | line 4: end")
+    found = workers.why_no_worker(case, "gpu worker", error)
+    assert str(found) == (
+        "FAIL gpu worker: 2 jobs ended before any worker came: see it; its log ends: line 3: no python | line 4: end"
+    )
+    waits = StillWaitingError(
+        f"no worker for 1 minutes: 0 of 1 workers are there; job 7 starts; raise it, or see the logs, {directory}/a-JOB.out"
+        "; what is finished is kept",
+        "job 7 starts",
+    )
+    assert str(workers.why_no_worker(case, "worker", waits)) == (
+        "warn worker: none within a minute: job 7 starts; --wait waits as long as a run would"
+    )
+    case.patient = True
+    assert str(workers.why_no_worker(case, "worker", waits)) == (
+        "FAIL worker: no worker for 1 minutes: 0 of 1 workers are there; job 7 starts; raise it, or see the log"
+    )
+
+
+def test_the_end_of_the_latest_log(tmp_path):
+    assert workers.last_lines(tmp_path) == ""
+    for time, name in enumerate(("b.out", "a.out")):
+        (tmp_path / name).write_text(
+            f"of {name}\n" + "\n".join(f"line  {number}" for number in range(9)) + f"\n\n{name}\n"
+        )
+        os.utime(tmp_path / name, (time, time))
+    assert workers.last_lines(tmp_path) == "line 6 | line 7 | line 8 | a.out"
+
+
 # --- Slurm, as far as it can be told without one ----------------------------------------------------------------------
 
 
@@ -501,10 +599,18 @@ def test_without_slurm_the_doctor_says_where_to_go(examine, scenes, monkeypatch,
 
 def test_srun_outside_of_a_job(examine, scenes, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    told = examine("--cluster.kind=srun")
-    assert "cluster.kind: srun works inside a Slurm job only, and SLURM_JOB_ID is not set" in told.about(
-        "slurm", "FAIL"
+    told = examine("--cluster.kind=srun", "--cluster.scheduler_interface=ib9")
+    assert not told.failed
+    assert re.search(
+        r"cluster.kind: srun starts workers inside a Slurm job only, and SLURM_JOB_ID is not set: workers and their "
+        r"network can be judged in a job only; run this command again in one \(salloc, or a script for sbatch\)",
+        told.about("slurm", "warn"),
     )
+    assert "none was started: see above" in told.about("worker", "warn")
+    # All else is looked at, but for the network of a machine that the scheduler will not be on.
+    for what in ("versions", "scenes", "network", "run_dir", "space"):
+        assert told.about(what, "ok")
+    assert not any("interface: " in line for line in told.lines)
 
 
 SCRIPT = """#!/usr/bin/env bash
@@ -536,6 +642,8 @@ def test_what_a_job_script_asks_for_is_read_from_it():
     assert job.launcher == ("apptainer", "exec", "--nv", "my image.sif", "python")
     assert (job.interface, job.prologue) == ("ib0", False)
     assert script(prologue="module load apptainer").prologue
+    assert script(prologue="export PATH=/opt/bin:$PATH").prologue
+    assert not script(prologue="\n".join(export_lines())).prologue
 
 
 GPU = Partition(
@@ -567,10 +675,10 @@ GPU = Partition(
         ),
         (
             replace(GPU, gres=""),
-            "FAIL",
+            "warn",
             "cluster.gpu.gres: no node of partition gpu has gpu:a100:1; they have none at all",
         ),
-        (replace(GPU, gres="gpu:h100:4"), "FAIL", "has gpu:a100:1; they have gpu:h100:4; name what there is"),
+        (replace(GPU, gres="gpu:h100:4"), "warn", "has gpu:a100:1; they have gpu:h100:4; name what there is"),
     ],
 )
 def test_partitions_and_their_limits(partition, level, text):
@@ -591,15 +699,30 @@ def test_no_partition_is_named_and_none_is_the_default():
     [
         ("gpu", True),
         ("gpu:4", True),
+        ("gpu:6", True),
+        ("gpu:7", True),
         ("gpu:8", False),
+        ("gres:gpu:2", True),
         ("gpu:a100", True),
         ("gpu:a100_1g.10gb:7", True),
-        ("gpu:v100:1", False),
+        ("gpu:a100:5", False),
+        ("gpu:v100:3", True),
+        ("gpu:v100:4", False),
+        ("gpu:h100:1", False),
         ("fpga:1", False),
+        ("localtmp", True),
+        ("localtmp:50G", True),
+        ("localtmp:1572864m", True),
+        ("localtmp:2T", False),
+        ("bandwidth:4G", True),
     ],
 )
 def test_generic_resources(request_, fits):
-    assert batch.has_gres("gpu:a100:4(S:0-1),gpu:a100_1g.10gb:7(S:0)", request_) == fits
+    there = (
+        "gpu:a100:4(S:0-1),localtmp:1536G; gpu:a100_1g.10gb:7(S:0); gpu:v100:1(S:0),gpu:v100:2(S:1),gpu:p100:3(S:0),"
+        "bandwidth:no_consume:4G"
+    )
+    assert batch.has_gres(there, request_) == fits
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -98,6 +99,22 @@ def test_directives_can_be_left_out(tmp_path):
     assert "--mem=4G" not in directives(script)
     assert "--requeue" not in directives(script)
     assert directives(script)[-1] == "--mem-per-gpu=8G"
+
+
+@pytest.mark.parametrize(
+    ("skipped", "gone"),
+    [
+        ("--account", "-A forest"), ("-A", "-A forest"), ("--time", "-t 1-12"), ("-t", "-t 1-12"), ("--time=1", "-t 1-12"),
+        ("--partition", "-p gpu-a100-mig7"), ("-p", "-p gpu-a100-mig7"), ("--ntasks", "-n 1"), ("-n", "-n 1"),
+        ("--job-name", "-J geochip-gpu"), ("-c", "--cpus-per-task=6"), ("--cpus-per-task", "--cpus-per-task=6"),
+        ("--mem", "--mem=20G"), ("--mem-per-cpu", "--mem=20G"), ("-N", "--nodes=1"), ("--nodes", "--nodes=1"),
+        ("--qos", "--qos=long"), ("--gres", "--gres=gpu:a100_1g.10gb:1"),
+    ],
+)  # fmt: skip
+def test_a_directive_is_left_out_by_any_of_its_names_and_no_other_with_it(tmp_path, skipped, gone):
+    full = directives(job_script(ClusterConfig(kind="slurm", gpu=HEAVY), "gpu", tmp_path))
+    config = ClusterConfig(kind="slurm", gpu=replace(HEAVY, skip_directives=(skipped,)))
+    assert directives(job_script(config, "gpu", tmp_path)) == [one for one in full if one != gone]
 
 
 @pytest.mark.parametrize("name", ["plain", "with space", "it's", "100%", "a$b"])

@@ -165,13 +165,25 @@ def test_requests_and_answers_of_the_last_time_are_gone_with_the_next_start(chip
     train_dir.mkdir()
     for name in ("stop", "interrupted"):
         (train_dir / name).write_text("of old\n")
+    os.utime(train_dir / "stop", (0, 0))
     # One that is refused, too: it must not be taken for one that shall be started again.
     with pytest.raises(InputError, match="fewer than one global batch"):
         main(flags(chips, tmp_path, batch_size=50))
     assert not list(train_dir.iterdir())
     (train_dir / "stop").write_text("of old\n")
+    os.utime(train_dir / "stop", (0, 0))
     main(flags(chips, tmp_path, epochs=1))
     assert [row["epoch"] for row in table(tmp_path)] == ["1"]
+
+
+def test_a_request_that_comes_while_a_training_starts_is_obeyed(chips, tmp_path):
+    # PyTorch may take minutes to load from a busy disk, and a batch script asks once.
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "stop").touch()
+    with pytest.raises(StoppedError):
+        main(flags(chips, tmp_path))
+    assert "after 0 of" in (tmp_path / "train" / "interrupted").read_text()
+    assert not (tmp_path / "train" / "stop").exists()
 
 
 def test_a_file_that_cannot_be_removed_is_named(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geochip.errors import InputError
+from geochip.errors import InputError, WorkError
 from geochip.files import write_durably
 
 KEEP = 2
@@ -98,6 +98,10 @@ def load_newest(directory: Path, warn: Callable[[str], None]) -> Checkpoint | No
 
     Returns:
         The checkpoint, its tensors on the CPU; None when there is none.
+
+    Raises:
+        WorkError: when the disk does not give it now.
+        InputError: when another version of geochip saved it.
     """
     found = _files(directory)
     for path, _ in found:
@@ -115,13 +119,19 @@ def _load(path: Path) -> tuple[str, Checkpoint | None]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        return f"it cannot be read: {error.strerror}", None
+        # Not passed over: an older one would be gone on from, and this one removed, for a disk's bad moment.
+        raise WorkError(
+            f"{path} cannot be read: {error.strerror}; nothing is lost: see to the disk and run the same command again"
+        ) from error
     match = _NAME.fullmatch(path.name)
     if match is None or hashlib.sha256(data).hexdigest()[:16] != match[3]:
         return "it is not the file that was saved: its checksum is not the one in its name", None
     content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if set(content) != {known.name for known in fields(Checkpoint)}:
-        return "it was saved by another version of geochip", None
+        raise InputError(
+            f"{path} was saved by another version of geochip; go on with that version, or begin another training with "
+            f"another run_dir or by removing {path.parent}"
+        )
     return "", Checkpoint(**content)
 
 

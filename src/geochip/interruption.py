@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from geochip.errors import GeochipError, WorkError
 from geochip.files import write_durably
 
@@ -29,6 +31,8 @@ STOP_FILE, INTERRUPTED_FILE = "stop", "interrupted"
 SAME_REQUEST_S = 5.0
 """A SIGTERM that follows the first one within so many seconds is taken for the same: Slurm sends it to every process of
 a job step, torchrun among them, which passes it on. A later one ends the process at once."""
+
+CLOCKS_DIFFER_S = 60.0
 
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 _noted: dict[int, float] = {}
@@ -66,6 +70,11 @@ def _take_note(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     _noted.setdefault(number, now)
+
+
+def time_of_start() -> float:
+    """When this process began, in seconds since the epoch; earlier by what a file server's clock may differ."""
+    return float(psutil.Process().create_time()) - CLOCKS_DIFFER_S
 
 
 class Requests:
@@ -106,15 +115,21 @@ class Requests:
         """The time to save again counts from now."""
         self._saved = time.monotonic()
 
-    def forget(self) -> None:
+    def forget(self, *, since: float | None = None) -> None:
         """Remove the files of an earlier interruption: the request was meant for that training, and so was the answer.
+
+        Args:
+            since: keep a stop file that was made after this time (seconds since the epoch): it is meant for this one.
 
         Raises:
             WorkError: when the file system refuses.
         """
         if not self._first or not self._directory.is_dir():
             return
-        for path in (self._stop_file, self._directory / INTERRUPTED_FILE):
+        paths = [self._directory / INTERRUPTED_FILE]
+        if since is None or not self._stop_file.exists() or self._stop_file.stat().st_mtime < since:
+            paths.append(self._stop_file)
+        for path in paths:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:

@@ -83,7 +83,7 @@ class Partition:
     memory_per_node: int
     """MB."""
     gres: str
-    """Generic resources of its nodes, such as gpu:a100:4; empty for none."""
+    """Generic resources of its nodes, such as gpu:a100:4,gpu:v100:2; those of other nodes after "; ". Empty for none."""
     default: bool
     allow_accounts: str
     """ALL, or account names with commas between them."""
@@ -227,11 +227,12 @@ def remedy(said: str, key: str = "cluster.cpu") -> str:
     return next(found, "see `man sbatch`, or ask the site's staff").format(key=key)
 
 
-def job_states(ids: Iterable[str]) -> dict[str, JobState]:
+def job_states(ids: Iterable[str], *, details: bool = True) -> dict[str, JobState]:
     """What Slurm says of some jobs.
 
     Args:
         ids: of the jobs.
+        details: ask for exit code and restarts of jobs that have ended, each by a command of its own.
 
     Returns:
         By id. A job that Slurm has forgotten, some minutes after its end, is absent.
@@ -252,7 +253,7 @@ def job_states(ids: Iterable[str]) -> dict[str, JobState]:
             listed = ""
         states.update(parse_squeue(listed))
     for job_id, state in states.items():
-        if state.ended:
+        if details and state.ended:
             states[job_id] = _with_details(state)
     return states
 
@@ -415,7 +416,7 @@ def parse_partitions(shown: str, listed: str) -> dict[str, Partition]:
             nodes=sum(_number(kind[0]) for kind in kinds),
             cpus_per_node=max((_number(kind[1]) for kind in kinds), default=0),
             memory_per_node=max((_number(kind[2]) for kind in kinds), default=0),
-            gres=",".join(sorted(gres)),
+            gres="; ".join(sorted(gres)),
             default=pairs.get("Default") == "YES",
             allow_accounts=pairs.get("AllowAccounts", "ALL"),
         )

@@ -39,6 +39,7 @@ if __name__ == "__main__":
     take_note_of_signals()
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -58,7 +59,13 @@ from geochip.config import RunConfig, available_cpus
 from geochip.dataset import BatchReader, TrainingData, find_data, training_batches
 from geochip.errors import GeochipError, InputError, WorkError, run_command
 from geochip.files import make_directory
-from geochip.interruption import Requests, StoppedError, take_no_more_notes, take_note_of_signals
+from geochip.interruption import (
+    Requests,
+    StoppedError,
+    take_no_more_notes,
+    take_note_of_signals,
+    time_of_start,
+)
 from geochip.model import (
     Contract,
     SegmentationModel,
@@ -105,7 +112,7 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
     config = ranks.alike(read_config, argv)
     settings, rank, world = config.train, ranks.rank, ranks.world
     requests = Requests(config.train_dir, first=rank == 0, save_minutes=settings.save_minutes)
-    ranks.alike(requests.forget)
+    ranks.alike(requests.forget, since=time_of_start())
     data = ranks.alike(find_data, config, world=world)
     device = ranks.alike(choose_device, settings.device, ranks)
     fixed = what_the_result_depends_on(config, data, ranks)
@@ -366,4 +373,9 @@ if __name__ == "__main__":
     # Run under its real name, so that what goes to other processes is found there by import.
     from geochip.train_ddp import main as _main
 
-    sys.exit(run_command(_main))
+    code = run_command(_main)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: now and then a library's thread aborts an interpreter that takes itself apart ("terminate called
+    # without an active exception"), and a training that is finished, or saved, would be taken for one that failed.
+    os._exit(code)

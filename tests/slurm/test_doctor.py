@@ -70,7 +70,7 @@ def test_a_run_on_slurm_that_would_work(examine, tmp_path):
         (["--cluster.cpu.partition=gpuu"], "cpu job", r"cluster.cpu.partition: there is no partition 'gpuu'; there are batch, gpu"),
         (["--cluster.gpu.memory=100GiB"], "gpu job", r"cluster.gpu.memory: 100.0 GiB is more than any node of partition batch has, 7.8 GiB"),
         (["--cluster.cpu.partition=short", "--cluster.cpu.walltime=00:30:00"], "cpu job", r"cluster.cpu.walltime: 00:30:00 is more than partition short allows, 00:10:00; lower it"),
-        (["--cluster.gpu.gres=gpu:a100:1"], "gpu job", r"cluster.gpu.gres: no node of partition batch has gpu:a100:1; they have gpu:1"),
+        (["--cluster.gpu.gres=gpu:a100:1"], "gpu job", r"Slurm refuses it: .*gres.*name generic resources that there are \(cluster.gpu.gres"),
         (["--cluster.cpu.cores=64"], "cpu job", r"cluster.cpu.cores: 64 are more than any node of partition batch has, 4"),
         (["--cluster.gpu.partition=members"], "gpu job", r"Slurm refuses it: .*Invalid account .*\(cluster.gpu.account"),
         (["--cluster.cpu.directives=[--constraint=a100]"], "cpu job", r"Slurm refuses it: .*Invalid feature.*cluster.cpu.directives"),
@@ -83,6 +83,12 @@ def test_what_slurm_would_not_take(examine, flags, job, text):
     found = examine(*flags, "--no_probe")
     assert re.search(text, found["FAIL"][job])
     assert list(found["FAIL"]) == [job]
+
+
+def test_generic_resources_that_are_not_there_are_told_more_exactly_than_slurm_does(examine):
+    found = examine("--cluster.gpu.gres=gpu:a100:1", "--no_probe")
+    assert "Slurm refuses it: " in found["FAIL"]["gpu job"]
+    assert "cluster.gpu.gres: no node of partition batch has gpu:a100:1; they have gpu:1" in found["warn"]["gpu job"]
 
 
 def test_a_job_that_would_be_refused_is_not_waited_for(examine, slurm):
@@ -121,8 +127,12 @@ def test_a_node_that_does_not_see_the_disks(examine, tmp_path, monkeypatch):
 
 def test_a_worker_whose_python_cannot_start(examine):
     """Both kinds of jobs are alike here: one is tried, and the log says why it fails."""
-    text = examine("--cluster.cpu.prologue=['exit 3']", "--cluster.gpu.prologue=['exit 3']")["FAIL"]["gpu worker"]
-    assert re.search(r"2 jobs ended before any worker came: ", text)
+    prologue = "['echo no such python here', 'exit 3']"
+    found = examine(f"--cluster.cpu.prologue={prologue}", f"--cluster.gpu.prologue={prologue}")
+    text = found["FAIL"]["gpu worker"]
+    # The log itself goes with the probe.
+    assert re.search(r"2 jobs ended before any worker came: .*; its log ends: .*no such python here", text)
+    assert "geochip-doctor" not in text
     assert "what is finished is kept" not in text
 
 

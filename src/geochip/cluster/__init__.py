@@ -12,7 +12,10 @@ from typing import Literal
 
 from distributed import Client
 
+from geochip.cluster._causes import end_of
+from geochip.cluster._environment import export_lines
 from geochip.cluster._local import address_client, local_client
+from geochip.cluster._supervisor import StillWaitingError
 from geochip.cluster._tasks import make_way, run_tasks, wait_for_a_worker, worker_count
 from geochip.config import ClusterConfig
 from geochip.errors import InputError
@@ -23,8 +26,11 @@ Jobs = Literal["cpu", "gpu"]
 
 __all__ = [
     "Jobs",
+    "StillWaitingError",
     "dask_client",
     "describe_jobs",
+    "end_of",
+    "export_lines",
     "job_script",
     "make_way",
     "require_cluster",

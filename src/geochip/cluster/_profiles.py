@@ -18,6 +18,13 @@ from geochip.errors import InputError
 Section = dict[str, Any]
 """A section of jobqueue.yaml: dask-jobqueue's keys, with hyphens."""
 
+# Options of sbatch by their other names, as the script has them.
+_WRITTEN = {
+    "--job-name": "-J ", "-J": "-J ", "--partition": "-p ", "-p": "-p ", "--account": "-A ", "-A": "-A ", "--ntasks": "-n ",
+    "-n": "-n ", "--time": "-t ", "-t": "-t ", "-c": "--cpus-per-task=", "-N": "--nodes=", "-q": "--qos=", "--qos": "--qos=",
+    "--mem": "--mem=", "--mem-per-cpu": "--mem=", "--nodes": "--nodes=",
+}  # fmt: skip
+
 _RENAMED = {
     "extra": "worker-extra-args", "job-extra": "job-extra-directives", "env-extra": "job-script-prologue",
     "header-skip": "job-directives-skip", "project": "account",
@@ -57,14 +64,26 @@ def full_section(cluster: ClusterConfig, jobs: str, defaults: Section) -> Sectio
     section |= {"cores": 1, "processes": 1}
     if config.local_directory is not None:
         section["local-directory"] = in_quotes(config.local_directory)
-    skip = [*section["job-directives-skip"], *config.skip_directives]
-    ours = [one for one in ("--nodes=1", "--requeue", "--open-mode=append") if not any(word in one for word in skip)]
+    # A profile's are dask-jobqueue's, which takes them for parts of lines; ours are options.
+    skip = [*section["job-directives-skip"], *(_start_of_line(option) for option in config.skip_directives)]
+    lines = {one: f"#SBATCH {one}" for one in ("--nodes=1", "--requeue", "--open-mode=append", *extra)}
+    wanted = [one for one, line in lines.items() if not any(word in line for word in skip)]
+    ours, extra = [one for one in wanted if one not in extra], [one for one in wanted if one in extra]
     section |= {
         "job-directives-skip": skip,
         "job-extra-directives": [*ours, *_listed(section["job-extra-directives"]), *extra, *config.directives],
         "job-script-prologue": [*export_lines(), *section["job-script-prologue"], *config.prologue],
     }
     return section
+
+
+def _start_of_line(option: str) -> str:
+    """How the line of a job's script begins in which dask-jobqueue, or we, write an option of sbatch.
+
+    As a part of a line, "--time" would be in none, and "-t" in "--cpus-per-task" as well.
+    """
+    name = re.split(r"[= ]", option.strip(), maxsplit=1)[0]
+    return "#SBATCH " + _WRITTEN.get(name, name)
 
 
 def _canonical(section: Mapping[str, Any]) -> Section:

@@ -26,6 +26,9 @@ _SETTINGS = {
 }
 
 
+_CLOSE_SECONDS = 10
+
+
 def interface_here(cluster: ClusterConfig, interface: str | None) -> str | None:
     """The network interface of this machine that the scheduler shall use; None: Dask's choice.
 
@@ -93,16 +96,18 @@ class SchedulerHere:
 
     def names(self) -> list[str]:
         """Names of the workers that are connected."""
-        # The scheduler works in a thread of its own: a list is taken in one go.
-        return [str(worker.name) for worker in list(self._spec.scheduler.workers.values())]
+        # The scheduler works in a thread of its own. The values() of its sorted dictionary is a loop in which a worker
+        # may leave; that of dict takes them in one go.
+        return [str(worker.name) for worker in list(dict.values(self._spec.scheduler.workers))]
 
     def close(self) -> None:
         """Tell the workers to end, and end; a second time does nothing."""
         if self._open:
             self._open = False
             for end in (self.client.close, self._spec.close):
+                # Bounded: a peer that does not answer must not keep the jobs from being cancelled.
                 with contextlib.suppress(TimeoutError, OSError, RuntimeError):
-                    end()
+                    end(timeout=_CLOSE_SECONDS)
             self._settings.__exit__(None, None, None)
 
     def __enter__(self) -> Self:

@@ -8,7 +8,8 @@ import contextlib
 import os
 import platform
 import shutil
-import time
+import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from geochip.errors import InputError
 from geochip.files import make_directory
 
 DIRECTORY = ".keys"
-# Of a driver on another machine, of which nothing is known but that no job runs for so long.
-_OLD_SECONDS = 60 * 24 * 3600
+# A driver on another machine shows that it is there by touching its keys' directory.
+_TOUCH_SECONDS = 60
+_OLD_SECONDS = 15 * 60
 # The kernel's idea of when a process began moves when the clock is set.
 _SAME_START = 2
 
@@ -73,13 +75,23 @@ def keys_in(run_dir: Path) -> Iterator[Keys]:
         raise InputError(
             f"run_dir: the workers' keys cannot be written to {directory}: {error.strerror}; choose another run_dir"
         ) from None
+    ended = threading.Event()
+    sign_of_life = threading.Thread(target=_touch, args=(directory, ended), name="geochip-keys", daemon=True)
+    sign_of_life.start()
     try:
         yield Keys(security=security, directory=directory)
     finally:
+        ended.set()
         shutil.rmtree(directory, ignore_errors=True)
         with contextlib.suppress(OSError):
             # Another run may have its own there.
             parent.rmdir()
+
+
+def _touch(directory: Path, ended: threading.Event) -> None:
+    while not ended.wait(_TOUCH_SECONDS):
+        with contextlib.suppress(OSError):
+            os.utime(directory)
 
 
 def _name(process: psutil.Process) -> str:
@@ -88,16 +100,22 @@ def _name(process: psutil.Process) -> str:
 
 def sweep(parent: Path) -> None:
     """Remove the keys of processes that are gone."""
-    for directory in parent.glob("*-*-*"):
-        if _left(directory):
-            shutil.rmtree(directory, ignore_errors=True)
+    found = list(parent.glob("*-*-*"))
+    if not found:
+        return
+    # Of the file server's clock, which may not be this machine's.
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=parent, prefix=".now_") as fresh:
+        now = Path(fresh).stat().st_mtime
+        for directory in found:
+            if _left(directory, now):
+                shutil.rmtree(directory, ignore_errors=True)
 
 
-def _left(directory: Path) -> bool:
+def _left(directory: Path, now: float) -> bool:
     host, pid, started = directory.name.rsplit("-", 2)
     if host != platform.node() or not (pid.isdigit() and started.isdigit()):
         with contextlib.suppress(OSError):
-            return time.time() - directory.stat().st_mtime > _OLD_SECONDS
+            return now - directory.stat().st_mtime > _OLD_SECONDS
         return False
     try:
         return bool(abs(psutil.Process(int(pid)).create_time() - int(started)) > _SAME_START)

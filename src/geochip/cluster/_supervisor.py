@@ -33,6 +33,8 @@ _RETRY_SECONDS = 60.0
 _TAILS = 3
 _STILLBORN = 3
 _GOODBYE_SECONDS = 4.0
+_CANCELS = 3
+_CANCEL_AGAIN_SECONDS = 2.0
 _END_SECONDS = 8.0
 _HELD = ("launch failed requeued held", "JobHeldAdmin")
 # A job in one of these may be back in the queue a moment later.
@@ -70,6 +72,15 @@ class Connected(Protocol):
         """Tell the workers to end."""
 
 
+class StillWaitingError(WorkError):
+    """No worker came for cluster.wait_minutes, and nothing is known to be wrong with the jobs."""
+
+    def __init__(self, text: str, standing: str) -> None:
+        super().__init__(text)
+        self.standing = standing
+        """What the jobs do, in words."""
+
+
 @dataclass
 class _Job:
     job_id: str
@@ -104,7 +115,7 @@ class Supervisor:
         self._thread = threading.Thread(target=self._watch, name="geochip-supervisor", daemon=True)
         self._ever = self._submitted = False
         self._lost = self._stillborn = self._tails = 0
-        self._missing = 0
+        self._to_renew = self._to_replace = self._replaced = 0
         self._retry_at = 0.0
         self._told: Any = None
         self._limit_told = False
@@ -118,13 +129,14 @@ class Supervisor:
         try:
             for _ in range(self._count):
                 self._submit()
+            self._say(f"submitted {_listed(list(self._jobs))} as {self._submitter.name}; logs: {self._log_of('JOB')}")
+            self._next_poll = time.monotonic() + _POLL_SECONDS[0]
+            self._thread.start()
         except BaseException:
             with undisturbed():
+                self._stop.set()
                 self._cancel_all()
             raise
-        self._say(f"submitted {_listed(list(self._jobs))} as {self._submitter.name}; logs: {self._log_of('JOB')}")
-        self._next_poll = time.monotonic() + _POLL_SECONDS[0]
-        self._thread.start()
         return self
 
     def __exit__(
@@ -145,25 +157,31 @@ class Supervisor:
             raise self._failure
 
     def _cancel_all(self) -> None:
-        """End the jobs, and wait a little until they are gone."""
+        """End the jobs, and wait a little until they are gone; what fails keeps nothing else from being done."""
         if not self._submitted:
             return
         ids = list(self._jobs)
-        try:
-            here = {name.split("-")[0] for name in self._scheduler.names()}
+        here = {name.split("-")[0] for name in self._scheduler.names()}
+        with contextlib.suppress(SlurmError):
             cancel(job_id for job_id in ids if job_id not in here)
-            # The others are told to end, so that they clear up after themselves; one that is busy is not waited for.
-            self._scheduler.close()
-            if not _gone(ids, _GOODBYE_SECONDS):
-                cancel(ids)
-            # One that was submitted while this process was told to end, and whose id was never read.
-            run_slurm("scancel", "--quiet", f"--name={self._submitter.name}", f"--user={os.getuid()}")
-            _gone(ids, _END_SECONDS)
-        except SlurmError as error:
-            self._say(
-                f"jobs could not be cancelled ({error.stderr or error}): scancel --name={self._submitter.name}; their "
-                "workers end by themselves without this process"
-            )
+        # The others are told to end, so that they clear up after themselves; one that is busy is not waited for.
+        self._scheduler.close()
+        _gone(ids, _GOODBYE_SECONDS)
+        for attempt in range(_CANCELS):
+            try:
+                # By name: also one that was submitted while this process was told to end, and whose id was never read.
+                run_slurm("scancel", "--quiet", f"--name={self._submitter.name}", f"--user={os.getuid()}")
+            except SlurmError as error:
+                if attempt == _CANCELS - 1:
+                    self._say(
+                        f"jobs could not be cancelled ({error.stderr or error}): scancel "
+                        f"--name={self._submitter.name}; their workers end by themselves without this process"
+                    )
+                    return
+                time.sleep(_CANCEL_AGAIN_SECONDS)
+            else:
+                break
+        _gone(ids, _END_SECONDS)
 
     # --- in the supervisor's thread
 
@@ -184,9 +202,10 @@ class Supervisor:
             self._poll(now, here)
             self._next_poll = time.monotonic() + _POLL_SECONDS[len(self._jobs) > _MANY]
         if not here and now - self._last_worker >= 60 * self._cluster.wait_minutes:
-            self._give_up(
+            self._failure = StillWaitingError(
                 f"no worker for {self._cluster.wait_minutes:g} minutes (cluster.wait_minutes): {self._in_words(here)}; "
-                f"raise it, or {self._way_out()}"
+                f"raise it, or {self._way_out()}; {WHAT_IS_KEPT}",
+                "; ".join(self._of_the_others(here)),
             )
 
     def _poll(self, now: float, here: set[str]) -> None:
@@ -207,6 +226,8 @@ class Supervisor:
 
     def _judge(self, job: _Job, state: JobState | None, now: float, here: set[str]) -> None:
         """Take in what Slurm says of one job."""
+        if state is None and job.job_id in here:
+            return  # Slurm forgot it, or was not asked everything; its worker is there.
         if state is None or state.ended or state.reason in _HELD:
             job.doubts += 1
             if job.doubts > (state is None or state.state in _REQUEUED):
@@ -245,13 +266,15 @@ class Supervisor:
     def _has_ended(self, job: _Job, state: JobState | None, now: float) -> None:
         """A job is gone while there is work: say so, and whether it is to be replaced."""
         del self._jobs[job.job_id]
-        self._missing += 1
         ran = now - job.running_since if job.running_since is not None else 0.0
-        by_itself = state is not None and state.state in ("COMPLETED", "TIMEOUT")
+        # Slurm forgets a job some minutes after its end; nobody may have asked in between.
+        by_itself = state is None or state.state in ("COMPLETED", "TIMEOUT")
         if job.came and by_itself and ran >= self._submitter.life_seconds / 2:
             self._say(f"job {job.job_id} has reached the end of its time; another one takes its place")
+            self._to_renew += 1
             return
         self._lost += 1
+        self._to_replace += 1
         self._stillborn += not job.came
         self._say(f"job {job.job_id} {_end_in_words(job, state)}")
         shown = self._show_tail(job)
@@ -263,9 +286,9 @@ class Supervisor:
 
     def _refill(self, now: float, here: set[str]) -> None:
         """Submit jobs in place of those that ended."""
-        while self._missing and now >= self._retry_at and not self._stop.is_set():
+        while (self._to_renew or self._to_replace) and now >= self._retry_at and not self._stop.is_set():
             # Those that ended in time do not count: only what was lost is bounded.
-            if self._lost > self._cluster.max_replacements:
+            if not self._to_renew and self._replaced >= self._cluster.max_replacements:
                 if not self._jobs:
                     self._give_up(
                         f"{self._lost} jobs were lost, and cluster.max_replacements is "
@@ -287,7 +310,11 @@ class Supervisor:
                 self._say(f"{error}; tried again in a minute")
                 self._retry_at = now + _RETRY_SECONDS
                 return
-            self._missing -= 1
+            if self._to_renew:
+                self._to_renew -= 1
+            else:
+                self._to_replace -= 1
+                self._replaced += 1
             self._say(f"submitted job {job_id} instead")
 
     def _submit(self) -> str:
@@ -325,9 +352,14 @@ class Supervisor:
         return groups
 
     def _in_words(self, here: set[str]) -> str:
+        there = len(self._groups(here).get("there", []))
+        return "; ".join([f"{there} of {self._count} workers are there", *self._of_the_others(here)])
+
+    def _of_the_others(self, here: set[str]) -> list[str]:
+        """What the jobs do whose workers are not there."""
         groups = self._groups(here)
-        there = len(groups.pop("there", []))
-        parts = [f"{there} of {self._count} workers are there"]
+        groups.pop("there", None)
+        parts = []
         if starting := groups.pop("starting", []):
             parts.append(f"{_listed([job.job_id for job in starting])} {_verb(starting, 'start')}")
         for jobs in groups.values():
@@ -335,7 +367,7 @@ class Supervisor:
             part = f"{_listed([job.job_id for job in jobs])} {_verb(jobs, 'wait')}: {reason.words}"
             starts = sorted(job.expected_start for job in jobs if job.expected_start)
             parts.append(part + (f", expected start {starts[0].replace('T', ' ')}" if starts else ""))
-        return "; ".join(parts)
+        return parts
 
     def _way_out(self) -> str:
         """What might bring workers."""
@@ -361,7 +393,9 @@ class Supervisor:
 
     @staticmethod
     def _say(text: str) -> None:
-        print(f"Slurm: {text}", file=sys.stderr, flush=True)
+        # Where nobody listens any more (a closed terminal, head), the jobs are looked after all the same.
+        with contextlib.suppress(OSError):
+            print(f"Slurm: {text}", file=sys.stderr, flush=True)
 
 
 _ENDS = {
@@ -378,12 +412,15 @@ _ENDS = {
 
 
 def _gone(ids: Sequence[str], seconds: float) -> bool:
-    """Wait until jobs have ended; whether they have."""
+    """Wait until jobs have ended; whether they have, as far as Slurm tells."""
     end = time.monotonic() + seconds
-    while ids and any(not state.ended for state in job_states(ids).values()):
+    while ids:
+        with contextlib.suppress(SlurmError):
+            if all(state.ended for state in job_states(ids, details=False).values()):
+                break
         if time.monotonic() >= end:
             return False
-        time.sleep(0.2)
+        time.sleep(0.5)
     return True
 
 

@@ -154,6 +154,17 @@ class _InFlight:
             future.add_done_callback(self.finished.put)
 
 
+def _result_of(future: Any, watch: Watch) -> Any:
+    """The result of a task that has finished: again, perhaps, when its worker died before it could be fetched."""
+    while True:
+        try:
+            return future.result(timeout=_SECONDS_BETWEEN_LOOKS)
+        except TimeoutError:
+            if future.status == "error":  # the task's own
+                raise
+            watch.look()
+
+
 def run_tasks(
     client: Client,
     function: Callable[..., Any],
@@ -189,7 +200,7 @@ def run_tasks(
                 flight.fill()
                 continue
             key = flight.keys.pop(future)
-            on_result(key, future.result())
+            on_result(key, _result_of(future, watch))
             future.release()
             flight.fill()
     except (FutureCancelledError, CommClosedError) as error:

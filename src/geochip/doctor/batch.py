@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geochip.chip_report import megabytes
-from geochip.cluster import Jobs, require_slurm, submission_environment
+from geochip.cluster import Jobs, export_lines, require_slurm, submission_environment
 from geochip.config import memory_mib, walltime_seconds
 from geochip.doctor.findings import Case, Finding, fail, fails, listed, ok, warn
 from geochip.doctor.machine import worker_bytes
@@ -34,14 +34,14 @@ class Job:
     interface: str | None
     """The worker's network interface."""
     prologue: bool
-    """Whether lines run before the worker starts, which may change PATH."""
+    """Whether lines other than geochip's own run before the worker starts, which may change PATH."""
 
 
 def read_script(script: str) -> Job:
     """What a worker's job script asks for."""
     directives: dict[str, str] = {}
     words: list[str] = []
-    lines = 0
+    lines, own = 0, export_lines()
     for line in script.splitlines():
         if line.startswith("#SBATCH"):
             name, _, value = line.removeprefix("#SBATCH").strip().partition(" ")
@@ -50,7 +50,7 @@ def read_script(script: str) -> Job:
             directives[_SHORT.get(name, name.lstrip("-"))] = value.strip()
         elif "dask_worker" in line or "dask-worker" in line:
             words = shlex.split(line)
-        elif line.strip() and not words and not re.match(r"#|export (?!PATH)", line):
+        elif line.strip() and not words and not line.startswith("#") and line not in own:
             lines += 1
     launcher = words[: words.index("-m")] if "-m" in words else words[:1]
     interface = words[words.index("--interface") + 1] if "--interface" in words else None
@@ -60,6 +60,16 @@ def read_script(script: str) -> Job:
 def jobs(case: Case) -> list[Finding]:
     """Slurm's commands, and whether it would take the jobs of the run file."""
     cluster = case.config.cluster
+    if case.elsewhere:
+        case.refused |= {"cpu", "gpu"}
+        return [
+            warn(
+                "slurm",
+                "cluster.kind: srun starts workers inside a Slurm job only, and SLURM_JOB_ID is not set: workers and "
+                "their network can be judged in a job only; run this command again in one (salloc, or a script for "
+                "sbatch)",
+            )
+        ]
     try:
         require_slurm(cluster)
         if cluster.kind == "srun":
@@ -146,8 +156,9 @@ def faults_of_partition(what: str, key: str, job: Job, partition: Partition) -> 
             fail(what, f"{key}.memory: {megabytes(memory * 2**20)} is more than any node of partition {name} has, "
                        f"{megabytes(partition.memory_per_node * 2**20)}; lower it")
         )  # fmt: skip
+    # How sinfo writes them leaves room for doubt: whether it ends the run is Slurm's own word, see ask_slurm.
     faults += [
-        fail(
+        warn(
             what,
             f"{key}.gres: no node of partition {name} has {request}; they have {partition.gres or 'none at all'}; name "
             "what there is",
@@ -162,21 +173,28 @@ def has_gres(there: str, request: str) -> bool:
     """Whether some node has what is asked for.
 
     Args:
-        there: as sinfo writes it, such as gpu:a100:4(S:0-1),gpu:a100_1g.10gb:7.
-        request: as --gres takes it, such as gpu, gpu:1, gpu:a100 or gpu:a100:2.
+        there: as sinfo writes it, such as gpu:a100:4(S:0-1),localtmp:1536G; gpu:v100:2 for two kinds of nodes.
+        request: as --gres takes it, such as gpu, gpu:1, gpu:a100, gpu:a100:2 or localtmp:50G.
     """
     name, kind, count = split_gres(request)
-    for one in re.sub(r"\([^)]*\)", "", there).split(","):
-        has_name, has_kind, has_count = split_gres(one)
-        if name == has_name and kind in ("", has_kind) and count <= has_count:
+    for node in re.sub(r"\([^)]*\)", "", there).split(";"):
+        found = [split_gres(one.strip()) for one in node.split(",")]
+        # A node's own ones of several types count together for a request without a type.
+        counts = [has for has_name, has_kind, has in found if name == has_name and kind in ("", has_kind)]
+        if counts and count <= sum(counts):
             return True
     return False
 
 
 def split_gres(text: str) -> tuple[str, str, int]:
-    """Name, type ("" for any) and number of a generic resource."""
-    name, *more = text.removeprefix("gres:").split(":")
-    count = int(more.pop()) if more and more[-1].isdigit() else 1
+    """Name, type ("" for any) and number of a generic resource; 50G are 50 * 2**30."""
+    name, *more = re.sub(r"^gres[:/]", "", text).split(":")
+    # Of what is there without being used up, such as bandwidth:no_consume:4G.
+    more = [one for one in more if one != "no_consume"]
+    count = 1
+    if more and (number := re.fullmatch(r"(\d+)([kmgtp]?)", more[-1], re.IGNORECASE)):
+        count = int(number[1]) * 1024 ** " kmgtp".index(number[2].lower() or " ")
+        more.pop()
     return name, more[0] if more else "", count
 
 

@@ -1,9 +1,11 @@
 """The list of what the doctor looks at, in order."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from geochip.doctor import batch, data, disks, machine, workers
-from geochip.doctor.findings import Case, Finding
+from geochip.doctor.findings import Case, Finding, fail, not_allowed
 
 Check = Callable[[Case], list[Finding]]
 
@@ -23,5 +25,20 @@ CHECKS: tuple[Check, ...] = (
 
 def examine(case: Case, checks: Sequence[Check] = CHECKS) -> Iterator[Finding]:
     """Look at a case, check by check."""
+    told = set()
     for check in checks:
-        yield from check(case)
+        try:
+            yield from check(case)
+        except PermissionError as error:
+            # One closed directory stops several checks.
+            if (found := fail(named(case, error), not_allowed(error))) not in told:
+                told.add(found)
+                yield found
+
+
+def named(case: Case, error: PermissionError) -> str:
+    """The key of the run file that names the directory of what may not be looked at."""
+    path = Path(os.fsdecode(error.filename)).absolute() if error.filename else None
+    return next(
+        (key for key, top in case.written.items() if path and path.is_relative_to(top.absolute())), "permission"
+    )

@@ -1,5 +1,6 @@
 """What the doctor looks at, and what it says about it."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,9 +12,10 @@ from geochip.chip_prepare import Prepared, prepare
 from geochip.cluster import Jobs, job_script
 from geochip.config import RunConfig
 from geochip.doctor.facts import Facts, gather
-from geochip.errors import GeochipError
+from geochip.errors import GeochipError, InputError
 from geochip.model import Contract, SegmentationModel, build_model
 from geochip.scenes import Catalogue, describe_files, find_scenes
+from geochip.slurm import inside_a_job
 
 Level = Literal["ok", "warn", "FAIL"]
 
@@ -76,6 +78,8 @@ class Case:
             return prepare(self.config)
         except GeochipError as error:
             return error
+        except PermissionError as error:
+            return InputError(not_allowed(error))
 
     @cached_property
     def to_predict(self) -> Catalogue | GeochipError:
@@ -87,6 +91,8 @@ class Case:
             return find_scenes(self.config, [settings.split], need_labels=False)
         except GeochipError as error:
             return error
+        except PermissionError as error:
+            return InputError(not_allowed(error))
 
     @cached_property
     def network(self) -> SegmentationModel | GeochipError:
@@ -117,6 +123,11 @@ class Case:
             return error
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether scheduler and workers would be in a Slurm job that this process is not in."""
+        return self.config.cluster.kind == "srun" and not inside_a_job()
+
+    @property
     def written(self) -> dict[str, Path]:
         """Directories that a run writes to, by the key of the run file that names them, each once."""
         config = self.config
@@ -133,8 +144,14 @@ class Case:
 
 
 def existing(path: Path) -> Path:
-    """The directory itself, or the nearest one above it that is there already."""
-    return next(one for one in (path.absolute(), *path.absolute().parents) if one.is_dir())
+    """The directory itself, or the nearest one above it that is there already, as far as we may look."""
+    # Path.is_dir raises PermissionError below a directory that is closed to us.
+    return next(one for one in (path.absolute(), *path.absolute().parents) if os.path.isdir(one))  # noqa: PTH112
+
+
+def not_allowed(error: PermissionError) -> str:
+    """What may not be looked at, and what to do."""
+    return f"{error.filename}: {error.strerror}; have its owner give you access, or name another place"
 
 
 def listed(names: Iterable[object], most: int = 6) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from geochip.cluster import Jobs, dask_client, wait_for_a_worker
+from geochip.cluster import Jobs, StillWaitingError, dask_client, end_of, wait_for_a_worker
 from geochip.doctor import batch, machine
 from geochip.doctor.disks import why_not_writable
 from geochip.doctor.findings import Case, Finding, existing, fail, ok, warn
@@ -19,10 +19,13 @@ from geochip.errors import GeochipError, WorkError
 
 _MINUTES = 1.0
 """How long a probe waits for its job, unless told to be patient."""
+# Where an error says that the probe's logs are, which are removed: their last lines are told instead.
+_LOGS = r" \(log: [^()]*/\.geochip-doctor-[^()]*\)|(?<=see the log)s, [^;]*/\.geochip-doctor-[^;]*"
 _SECOND_TRIES = 1
 """One job that dies may be a node's fault; the second one tells."""
 SEEN_AFTER = 10.0
 """Seconds after which a file of another machine must be seen."""
+_LINES_OF_LOG = 4
 _SECONDS_TO_LOOK = 120.0
 """How long a worker may take to look: a disk that hangs must not hang the doctor."""
 
@@ -30,7 +33,7 @@ _SECONDS_TO_LOOK = 120.0
 def interfaces(case: Case) -> list[Finding]:
     """The network interfaces that driver and workers are told to use; those of this machine can be seen from here."""
     cluster = case.config.cluster
-    if cluster.kind not in ("slurm", "srun"):
+    if cluster.kind not in ("slurm", "srun") or case.elsewhere:
         return []
     names = {f"cluster.{jobs}.interface": getattr(cluster, jobs).interface for jobs in ("cpu", "gpu")}
     if not isinstance(case.scripts, GeochipError):
@@ -92,10 +95,11 @@ def probe_one(case: Case, what: str, jobs: Jobs) -> list[Finding]:
 
 def why_no_worker(case: Case, what: str, error: GeochipError) -> Finding:
     """What kept a worker from coming: only what waiting cannot heal would end a run."""
-    text = re.sub(r"; what is finished is kept.*", "", " ".join(str(error).split()))
-    if not case.patient and (waits := re.match(r"no worker for .*? are there; (.*); raise it, or ", text)):
-        return warn(what, f"none within a minute: {waits[1]}; --wait waits as long as a run would")
-    return fail(what, text)
+    log = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    if not case.patient and isinstance(error, StillWaitingError):
+        return warn(what, f"none within a minute: {error.standing}; --wait waits as long as a run would{log}")
+    text = " ".join(re.sub(_LOGS, "", str(error)).split())
+    return fail(what, re.sub(r"; what is finished is kept.*", "", text) + log)
 
 
 @contextlib.contextmanager
@@ -121,10 +125,23 @@ def worker(case: Case, jobs: Jobs, nonce: str) -> Iterator[Any]:
         )
     try:
         with dask_client(cluster, jobs=jobs, run_dir=directory) as client:
-            wait_for_a_worker(client)
-            yield client
+            try:
+                wait_for_a_worker(client)
+                yield client
+            except GeochipError as error:
+                # Now: the log goes with the directory.
+                if lines := last_lines(directory):
+                    error.add_note(f"its log ends: {lines}")
+                raise
     finally:
         remove_directory(directory)
+
+
+def last_lines(directory: Path) -> str:
+    """The last lines of the probe's latest log, in one; "" where there is none."""
+    logs = sorted(directory.glob("*.out"), key=lambda path: path.stat().st_mtime)
+    lines = end_of(logs[-1]).splitlines()[-_LINES_OF_LOG:] if logs else []
+    return " | ".join(" ".join(line.split()) for line in lines)
 
 
 def remove_directory(directory: Path) -> None:
@@ -152,7 +169,7 @@ def look(client: Any, directories: list[str], files: list[str], nonce: str, *, g
         except TimeoutError:
             raise WorkError(
                 f"it has not looked at its machine within {_SECONDS_TO_LOOK:.0f} s: it died, or a disk hangs "
-                "there; see `df` on that machine, and the log of its job"
+                "there; see `df` on that machine, and the worker's log"
             ) from None
 
     # A worker that cannot import a task's function dies of reading the task, and only its log says why. This one comes

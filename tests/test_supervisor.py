@@ -1,0 +1,190 @@
+"""What the supervisor of Slurm jobs decides, with a made-up Slurm; tests/slurm/test_workers.py has the real one."""
+
+import itertools
+import os
+import time
+from pathlib import Path
+
+import pytest
+from distributed import Client, LocalCluster
+
+from geochip.cluster import _security, _supervisor, run_tasks
+from geochip.cluster._supervisor import Supervisor
+from geochip.cluster._tasks import watched
+from geochip.config import ClusterConfig
+from geochip.errors import WorkError
+from geochip.slurm import JobState, SlurmError
+
+
+class Slurm:
+    """Jobs by id, with their states; submits, and is the scheduler that knows which workers are there."""
+
+    key, name, address = "cluster.cpu", "geochip-test", "tcp://nowhere"
+    start_seconds, life_seconds = 300.0, 10.0
+
+    def __init__(self, tmp_path):
+        self.states, self.here, self.ids = {}, set(), map(str, itertools.count(1))
+        self.cancelled, self.closed, self.directory = [], 0, tmp_path
+
+    def submit(self):
+        job_id = next(self.ids)
+        self.states[job_id] = "RUNNING"
+        self.here.add(job_id)
+        return job_id
+
+    def log(self, job_id):
+        return Path(self.directory / f"{job_id}.out")
+
+    def names(self):
+        return [f"{job_id}-0" for job_id in self.here]
+
+    def close(self):
+        self.closed += 1
+
+    def end(self, job_id, state):
+        self.states[job_id] = state
+        self.here.discard(job_id)
+
+    def job_states(self, ids, *, details=True):
+        return {
+            job_id: JobState(job_id=job_id, state=self.states[job_id])
+            for job_id in ids
+            if self.states.get(job_id) is not None
+        }
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    made_up = Slurm(tmp_path)
+    monkeypatch.setattr(_supervisor, "job_states", made_up.job_states)
+    monkeypatch.setattr(_supervisor, "cancel", lambda ids: made_up.cancelled.extend(ids))
+    monkeypatch.setattr(_supervisor, "run_slurm", lambda *command: made_up.cancelled.append(command[2]))
+    monkeypatch.setattr(_supervisor, "_TICK_SECONDS", 3600)  # the tests look themselves
+    for name in ("_GOODBYE_SECONDS", "_END_SECONDS", "_CANCEL_AGAIN_SECONDS"):
+        monkeypatch.setattr(_supervisor, name, 0)
+    return made_up
+
+
+def looks(supervisor, times=3):
+    """Some looks at Slurm, as the supervisor's thread does."""
+    for _ in range(times):
+        supervisor._next_poll = 0
+        supervisor._tick()
+
+
+def test_as_many_lost_jobs_are_replaced_as_is_allowed_and_no_more(slurm, capsys):
+    with Supervisor(slurm, slurm, ClusterConfig(max_replacements=10), 20) as supervisor:
+        looks(supervisor)
+        for job_id in list(slurm.states)[:12]:
+            slurm.end(job_id, "FAILED")
+        looks(supervisor)
+        assert len(slurm.states) == 30
+        supervisor.look()
+        assert (
+            "12 jobs were lost: no more are submitted (cluster.max_replacements); 18 are left"
+            in capsys.readouterr().err
+        )
+
+
+def test_jobs_that_reached_their_time_are_renewed_however_many_were_lost(slurm, monkeypatch):
+    with Supervisor(slurm, slurm, ClusterConfig(max_replacements=0), 2) as supervisor:
+        looks(supervisor)
+        slurm.end("1", "FAILED")
+        looks(supervisor)
+        assert len(slurm.states) == 2
+        began = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: began + slurm.life_seconds)
+        # One that Slurm told of, the next one that it had forgotten by then.
+        slurm.end("2", "COMPLETED")
+        looks(supervisor)
+        assert set(slurm.states) == {"1", "2", "3"}
+        monkeypatch.setattr(time, "monotonic", lambda: began + 2 * slurm.life_seconds)
+        slurm.end("3", None)
+        looks(supervisor)
+        assert set(slurm.states) == {"1", "2", "3", "4"}
+        supervisor.look()
+        slurm.end("4", "FAILED")
+        looks(supervisor)
+        with pytest.raises(WorkError, match=r"^2 jobs were lost, and cluster.max_replacements is 0; see the logs"):
+            supervisor.look()
+
+
+def test_a_job_whose_worker_is_there_is_not_lost_because_slurm_does_not_know_it(slurm):
+    with Supervisor(slurm, slurm, ClusterConfig(), 1) as supervisor:
+        looks(supervisor)
+        slurm.states["1"] = None
+        looks(supervisor, 5)
+        assert list(slurm.states) == ["1"]
+
+
+def test_jobs_are_cancelled_when_slurm_is_busy_and_when_nobody_listens(slurm, monkeypatch):
+    refusals = 2
+    told = []
+
+    def busy(*command):
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise SlurmError("scancel did not answer within 30 s", "did not answer")
+        told.append(command)
+
+    def silent(*_, **__):
+        raise SlurmError("squeue did not answer within 30 s", "did not answer")
+
+    def deaf(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", deaf)
+    with Supervisor(slurm, slurm, ClusterConfig(), 2) as supervisor:
+        looks(supervisor)
+        monkeypatch.setattr(_supervisor, "job_states", silent)
+        monkeypatch.setattr(_supervisor, "run_slurm", busy)
+    assert slurm.closed == 1
+    assert told[-1] == ("scancel", "--quiet", "--name=geochip-test", f"--user={os.getuid()}")
+
+
+def test_jobs_that_cannot_be_cancelled_are_told(slurm, monkeypatch, capsys):
+    def refuse(*_):
+        raise SlurmError("scancel: no", "no")
+
+    with Supervisor(slurm, slurm, ClusterConfig(), 1):
+        monkeypatch.setattr(_supervisor, "run_slurm", refuse)
+    assert "jobs could not be cancelled (no): scancel --name=geochip-test; their workers end" in capsys.readouterr().err
+
+
+def test_a_result_that_is_lost_with_its_worker_is_not_waited_for_in_silence():
+    class Watch:
+        advice = ""
+
+        def look(self):
+            if lost:
+                raise WorkError("no worker is left")
+
+    lost = []
+    with LocalCluster(
+        n_workers=1, threads_per_worker=2, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    ) as cluster, Client(cluster) as client, watched(client, Watch()):  # fmt: skip
+
+        def on_result(*_):
+            # Both have finished; one result is still where it was made.
+            while any(state != "memory" for state in client.run_on_scheduler(states)):
+                time.sleep(0.01)
+            cluster.scale(0)
+            while client.nthreads():
+                time.sleep(0.01)
+            lost.append(True)
+
+        with pytest.raises(WorkError, match="no worker is left"):
+            run_tasks(client, abs, [("a", (-1,)), ("b", (-2,))], on_result)
+
+
+def states(dask_scheduler):
+    return [task.state for task in dask_scheduler.tasks.values()]
+
+
+def test_keys_of_a_driver_on_another_machine_go_when_it_gives_no_sign_of_life(tmp_path):
+    for name in ("gone", "alive"):
+        (tmp_path / f"{name}.example.org-1-1").mkdir(parents=True)
+    os.utime(tmp_path / "gone.example.org-1-1", (time.time() - 3600,) * 2)
+    _security.sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["alive.example.org-1-1"]
