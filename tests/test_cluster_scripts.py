@@ -1,11 +1,13 @@
 """What the scripts of cluster/ ask of Slurm, without a Slurm: programs that write down how they were called stand in."""
 
+import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,13 +31,23 @@ kept = {{key: value for key, value in os.environ.items() if key.startswith(("SLU
 with open(here / "calls", "a") as calls:
     calls.write(json.dumps([name, arguments, kept]) + chr(10))
 answer = json.loads((here / "answers").read_text())
-if name == "sbatch":
+number = sum(line.startswith('["' + name + '"') for line in (here / "calls").read_text().splitlines())
+if number in answer.get("silent", {{}}).get(name, []):
+    sys.exit("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+if name == "sbatch" and "--test-only" in arguments:
+    (here / ("script%d" % number)).write_text(sys.stdin.read())
+    if number == answer.get("refused"):
+        sys.exit("allocation failure: Invalid account")
+    print("sbatch: Job 9 to start at 2026-03-01T14:00:00 using 1 processors on nodes node1", file=sys.stderr)
+elif name == "sbatch":
     number = sum(line.startswith('["sbatch"') for line in (here / "calls").read_text().splitlines())
     if number == answer.get("refused"):
         sys.exit("sbatch: error: Batch job submission failed: Invalid account")
     print(100 + number)
 elif name == "squeue":
     print(*answer.get("queued", []), sep=chr(10))
+elif name == "scontrol" and arguments[:2] == ["show", "partition"]:
+    print(answer.get("partitions", ""))
 elif name == "scontrol" and arguments[0] == "show":
     print("node1\\nnode2" if arguments[1] == "hostnames" else answer["job"])
 elif name in ("srun", "python"):
@@ -43,7 +55,7 @@ elif name in ("srun", "python"):
         try:
             time.sleep(0.05)
         except KeyboardInterrupt:
-            sys.exit(130)
+            sys.exit(answer.get("interrupted", 130))
     for path in answer.get("makes", []):
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         pathlib.Path(path).write_text("interrupted by SIGUSR2 in epoch 2 of 3, after 5 of 80 steps")
@@ -58,7 +70,7 @@ class Site:
         self.directory = directory
         self.bin = directory / "bin"
         self.bin.mkdir(parents=True)
-        for name in ("sbatch", "squeue", "scontrol", "scancel", "srun", "python"):
+        for name in ("sbatch", "squeue", "scontrol", "scancel", "srun", "python", "sleep"):
             path = self.bin / name
             path.write_text(STAND_IN.format(python=sys.executable))
             path.chmod(0o755)
@@ -151,7 +163,7 @@ def test_an_unedited_site_file_submits_four_jobs_in_a_row(site):
     # What the batch scripts say of themselves, for whoever submits one alone, is the same.
     for step in STEPS:
         directives = re.findall(r"^#SBATCH (.*)$", (CLUSTER / f"{step}.sbatch").read_text(), re.MULTILINE)
-        assert set(directives) >= {f"--job-name=geochip-{step}", *common[:3]}
+        assert set(directives) == {f"--job-name=geochip-{step}", *common[:3]}
 
 
 def test_what_is_printed_says_how_to_watch_and_to_go_on(site):
@@ -216,7 +228,7 @@ def test_the_drivers_flags_are_keys_that_geochip_knows(site, tmp_path):
         assert tuple(jobs.directives) == ("--reservation=workshop", "--mail-type=FAIL")
         assert tuple(jobs.skip_directives) == ("--mem",)
         image = "/project/geospatialworkshop/geochip/geochip.sif"
-        binds = f"{site.out},{tmp_path},/reference/workshops/rastervision/input,/90daydata"
+        binds = f"{site.out},{tmp_path},/reference/workshops/rastervision/input,/90daydata,/tmp"
         assert shlex.split(jobs.python) == ["apptainer", "exec", "--nv", "--bind", binds, image, "python"]
     assert (cluster.cpu.partition, cluster.cpu.cores, cluster.cpu.memory) == ("atlas", 2, "8GiB")
     assert (cluster.cpu.walltime, cluster.cpu.gres) == ("01:00:00", None)
@@ -335,10 +347,56 @@ def test_on_one_node_everything_runs_in_the_image(site):
     assert train[train.index("train") + 1 :][:8] == ["apptainer", *image]
 
 
-def test_options_that_a_site_refuses_are_left_out(site):
-    site.describe("GEOCHIP_SKIP_DIRECTIVES=(--mem --requeue)\n")
+@pytest.mark.parametrize("kind", ["slurm", "srun"])
+def test_options_that_a_site_refuses_are_left_out(site, kind):
+    site.describe(f"GEOCHIP_SKIP_DIRECTIVES=(--mem --requeue -t --open-mode=append)\nGEOCHIP_KIND={kind}\n")
+    for step, options in site.submitted().items():
+        assert not [option for option in options if option.startswith(("--mem", "--requeue", "--time", "--open-mode"))]
+        # Nor does the script itself ask for them.
+        script = Path(options[-3])
+        assert script == site.out / "logs" / f"{step}.sbatch"
+        lines, whole = script.read_text().splitlines(), (CLUSTER / script.name).read_text().splitlines()
+        assert [line for line in whole if line not in lines] == ["#SBATCH --open-mode=append", "#SBATCH --requeue"]
+        assert [line for line in whole if line in lines] == lines
+
+
+def test_a_list_of_one_word_needs_no_brackets(site):
+    site.describe("GEOCHIP_DIRECTIVES='--comment=two words'\nGEOCHIP_SKIP_DIRECTIVES=\n")
     for options in site.submitted().values():
-        assert not [option for option in options if option.startswith(("--mem=", "--requeue"))]
+        assert "--comment=two words" in options
+        assert "" not in options
+
+
+def test_sbatchs_options_are_not_for_srun(site):
+    lists = "GEOCHIP_DIRECTIVES=(--mail-type=FAIL)\nGEOCHIP_SKIP_DIRECTIVES=(--mem)\n"
+    for number, kind in enumerate(("srun", "slurm")):
+        site.describe(f"{lists}GEOCHIP_KIND={kind}\n")
+        assert site.job("chip").returncode == 0
+        _, flags = geochip_flags(site.calls("python")[number])
+        assert bool([flag for flag in flags if "directives=" in flag]) == (kind == "slurm")
+
+
+def test_what_the_image_sees_besides(site):
+    cache = site.directory / "cache"
+    cache.mkdir()
+    for directory, seen in (("/local/scratch", ",/local/scratch"), ("'$TMPDIR/dask'", "")):
+        site.describe(
+            f"GEOCHIP_IMAGE=/geochip.sif\nGEOCHIP_PYTHON=python\nexport HF_HOME='{cache}'\nGEOCHIP_LOCAL_DIRECTORY={directory}\n"
+        )
+        assert site.job("train").returncode == 0
+        arguments = site.calls("srun")[-1][0]
+        assert arguments[arguments.index("--bind") + 1] == f"{site.out},{site.directory}{seen},{cache}"
+
+
+@pytest.mark.parametrize("script", ["pipeline.sh", "chip.sbatch"])
+def test_only_logs_are_for_oneself_alone(site, script):
+    before = os.umask(0o022)
+    try:
+        done = site.run(script, site.out, site.run_file, **({} if script == "pipeline.sh" else {"SLURM_JOB_ID": "7"}))
+    finally:
+        os.umask(before)
+    assert done.returncode == 0
+    assert [path.stat().st_mode & 0o777 for path in (site.out, site.out / "logs")] == [0o755, 0o700]
 
 
 SITE_FAULTS = {
@@ -350,6 +408,10 @@ SITE_FAULTS = {
     "GEOCHIP_GPU_TIME=9": "GEOCHIP_GPU_TIME=9 is not allowed: must be a time as Slurm writes it (150, 02:30:00 or 1-12), at least 10 minutes, since jobs are told to stop 5 minutes before their end",
     "GEOCHIP_CPU_TIME=1h": "GEOCHIP_CPU_TIME=1h is not allowed",
     "GEOCHIP_ACOUNT=mine": "there is no variable GEOCHIP_ACOUNT; there are GEOCHIP_{ACCOUNT,QOS,",
+    "GEOCHIP_ACCOUNT=mine\r\n": "has the line ends of Windows; take them out: dos2unix ",
+    "GEOCHIP_DIRECTIVES='--nice --qos=low'": 'GEOCHIP_DIRECTIVES="--nice --qos=low" is one word to bash; in brackets it is a list: GEOCHIP_DIRECTIVES=(--nice --qos=low)',
+    "GEOCHIP_SKIP_DIRECTIVES='--mem -t'": "in brackets it is a list: GEOCHIP_SKIP_DIRECTIVES=(--mem -t)",
+    "GEOCHIP_BINDS='/data /more'": "in brackets it is a list: GEOCHIP_BINDS=(/data /more)",
     "GEOCHIP_ACCOUNT=(mine": "bash cannot read it, for the reason above; write NAME=value",
     "GEOCHIP_IMAGE=a.sif": "GEOCHIP_IMAGE with GEOCHIP_KIND=slurm needs GEOCHIP_PYTHON as well, a Python outside of the image",
     "GEOCHIP_KIND=local GEOCHIP_GPU_GRES=gpu:2 GEOCHIP_INFER_WORKERS=2": "GEOCHIP_INFER_WORKERS=2 is not allowed with GEOCHIP_KIND=local",
@@ -441,6 +503,23 @@ def test_an_earlier_run_is_gone_on_with_and_never_overwritten(site):
     assert (site.out / "run.yaml").read_text() == site.run_file.read_text()
 
 
+def test_nothing_is_submitted_while_it_is_not_known_what_is_queued(site):
+    site.submitted()
+    site.answer(silent={"squeue": [1]})
+    fails(
+        site.run("pipeline.sh", site.out), "Unable to contact slurm controller",
+        f"{site.out}: whether jobs of this run are in the queue is not known, since squeue failed", code=1,
+    )  # fmt: skip
+    assert len(site.calls("sbatch")) == 4
+
+
+def test_all_jobs_of_a_run_are_remembered(site):
+    site.submitted()
+    assert site.run("pipeline.sh", "--steps=evaluate", site.out).returncode == 0
+    site.answer(queued=[102])
+    fails(site.run("pipeline.sh", site.out), "jobs of this run are in the queue: 102;")
+
+
 def test_steps_that_are_left_out_are_named(site):
     done = site.run("pipeline.sh", "--steps=infer,train", site.out, site.run_file)
     assert done.returncode == 0
@@ -478,6 +557,24 @@ def test_a_surrounding_job_does_not_shape_the_new_ones(site):
         assert {name for name in environment if name.startswith(("SLURM", "SBATCH"))} == {"SLURM_CONF"}
 
 
+def test_ones_own_defaults_for_sbatch_count_on_a_login_node(site):
+    defaults = {"SBATCH_ACCOUNT": "mine", "SBATCH_PARTITION": "p", "SBATCH_QOS": "q", "SBATCH_CONSTRAINT": "x"}
+    for options in site.submitted(**defaults).values():
+        assert {"--account=mine", "--partition=p", "--qos=q"} <= set(options)
+    environment = site.calls("sbatch")[0][1]
+    assert environment["SBATCH_CONSTRAINT"] == "x"
+    # The jobs of workers, which the driver submits from inside its own job, get them too.
+    assert site.job("chip", **environment).returncode == 0
+    _, flags = geochip_flags(site.calls("python")[0])
+    assert {
+        f"--cluster.{one}.{key}" for one in ("cpu", "gpu") for key in ("account=mine", "partition=p", "qos=q")
+    } <= set(flags)
+    # What the site's file says goes first.
+    site.describe("GEOCHIP_ACCOUNT=other\n")
+    assert site.run("pipeline.sh", site.out, **defaults).returncode == 0
+    assert "--account=other" in site.calls("sbatch")[-1][0]
+
+
 def test_how_training_is_started(site):
     site.describe("GEOCHIP_GPU_GRES=gpu:2\nGEOCHIP_TRAIN_NODES=2\nGEOCHIP_INTERFACE=ib0\n")
     (site.out / "train").mkdir(parents=True)
@@ -488,7 +585,8 @@ def test_how_training_is_started(site):
     ((arguments, environment),) = site.calls("srun")
     assert arguments == [
         "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=8", "--kill-on-bad-exit=1",
-        "bash", "-c", 'trap "" USR2; exec "$@"', "train", "python", "-m", "torch.distributed.run",
+        "bash", "-c", 'trap "" USR2; export PET_RDZV_CONF="is_host=$((SLURM_NODEID == 0))"; exec "$@"', "train",
+        "python", "-m", "torch.distributed.run",
         "--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-id=123456", "--rdzv-endpoint=node1:13456",
         "-m", "geochip.train_ddp", "--config", str(site.run_file), "--run_dir", str(site.out),
     ]  # fmt: skip
@@ -496,6 +594,49 @@ def test_how_training_is_started(site):
     assert environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == "ib0"
     # A request to stop, and its answer, were another training's.
     assert not list((site.out / "train").iterdir())
+
+
+def test_where_ranks_meet(site):
+    """On one node torchrun looks for a free port itself; of two, only the first one may open it."""
+    assert site.job("train", SLURM_JOB_NUM_NODES="1").returncode == 0
+    ((one, _),) = site.calls("srun")
+    assert "--standalone" in one
+    assert not [word for word in one if word.startswith("--rdzv")]
+    node = one[one.index("bash") :][:3] + ["train", "sh", "-c", "echo $PET_RDZV_CONF"]
+    for number, host in (("0", "is_host=1"), ("1", "is_host=0")):
+        environment = {**os.environ, "SLURM_NODEID": number}
+        done = subprocess.run(node, env=environment, capture_output=True, text=True, check=True, timeout=20)
+        assert done.stdout == f"{host}\n"
+
+
+def test_a_port_that_is_taken_is_not_where_ranks_meet(site):
+    with socket.socket() as taken:
+        for port in range(10100, 19000, 7):
+            with contextlib.suppress(OSError):
+                taken.bind(("127.0.0.1", port))
+                break
+        taken.listen()
+        assert site.job("train", SLURM_JOB_NUM_NODES="2", SLURM_JOB_ID=str(port - 10000)).returncode == 0
+    ((arguments, _),) = site.calls("srun")
+    (endpoint,) = [word for word in arguments if word.startswith("--rdzv-endpoint=node1:")]
+    assert int(endpoint.rpartition(":")[2]) > port
+
+
+def test_ranks_are_as_many_as_the_gpus_that_the_job_was_given(site):
+    assert site.job("train", SLURM_GPUS_ON_NODE="2").returncode == 0
+    assert "--nproc-per-node=2" in site.calls("srun")[0][0]
+    site.describe("GEOCHIP_GPU_GRES=gpu:4\n")
+    assert site.job("train", SLURM_GPUS_ON_NODE="2").returncode == 0
+    assert "--nproc-per-node=2" in site.calls("srun")[1][0]
+    site.describe("GEOCHIP_TRAIN_RANKS=1\n")
+    assert site.job("train", SLURM_GPUS_ON_NODE="2").returncode == 0
+    assert "--nproc-per-node=1" in site.calls("srun")[2][0]
+    site.describe("GEOCHIP_TRAIN_RANKS=3\n")
+    fails(
+        site.job("train", SLURM_GPUS_ON_NODE="2"),
+        "GEOCHIP_TRAIN_RANKS=3 is more than the GPUs that this job has on a node, 2; lower it, leave it out",
+    )
+    assert len(site.calls("srun")) == 3
 
 
 @pytest.mark.parametrize("devices", ["MIG-1c2b8e5f-0000-5a1d-9c8e-2f0c3a4b5d6e", "MIG-GPU-1/7/0,MIG-GPU-1/8/0"])
@@ -518,11 +659,17 @@ def test_a_training_that_saved_is_put_back_into_the_queue(site):
     assert [call for call, _ in site.calls("scontrol")][-1] == ["requeue", "7"]
 
 
-@pytest.mark.parametrize(("step", "program"), [("chip", "python"), ("train", "srun")])
-def test_told_to_stop_a_job_stops_its_work_and_goes_back_into_the_queue(site, step, program):
+@pytest.mark.parametrize(
+    ("step", "program", "finished"), [("chip", "python", False), ("train", "srun", False), ("chip", "python", True)]
+)
+def test_told_to_stop_a_job_stops_its_work_and_goes_back_into_the_queue(site, step, program, finished):
+    """Unless it was just finished: then those that wait for it may start."""
     # Of a driver by SIGINT; of a training by its file, which reaches all nodes.
     never, stop = str(site.directory / "never"), str(site.out / "train" / "stop")
-    site.answer(exit=1, makes=[str(site.out / "train" / "interrupted")], until=stop if step == "train" else never)
+    site.answer(
+        exit=1, makes=[str(site.out / "train" / "interrupted")], until=stop if step == "train" else never,
+        interrupted=0 if finished else 130,
+    )  # fmt: skip
     environment = {**site.environment, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1"}
     with subprocess.Popen(
         ["bash", CLUSTER / f"{step}.sbatch", site.out, site.run_file], env=environment, cwd=site.directory,
@@ -536,8 +683,12 @@ def test_told_to_stop_a_job_stops_its_work_and_goes_back_into_the_queue(site, st
         text = script.communicate(timeout=60)[0]
     assert script.returncode == 0, text
     assert "told to stop" in text
-    assert "put back into the queue, to go on from here (restart 1 of at most 10)" in text
-    assert [call for call, _ in site.calls("scontrol")][-1] == ["requeue", "7"]
+    if finished:
+        assert "put back" not in text
+        assert "requeue" not in [call[0] for call, _ in site.calls("scontrol")]
+    else:
+        assert "put back into the queue, to go on from here (restart 1 of at most 10)" in text
+        assert [call for call, _ in site.calls("scontrol")][-1] == ["requeue", "7"]
 
 
 @pytest.mark.parametrize(
@@ -561,6 +712,26 @@ def test_a_training_that_must_not_come_back_ends_with_an_error(site, answers, en
     assert not [call for call, _ in site.calls("scontrol") if call[0] == "requeue"]
 
 
+def test_a_controller_that_does_not_answer_for_a_while_is_asked_again(site):
+    saved = {"exit": 1, "makes": [str(site.out / "train" / "interrupted")]}
+    # The first call looks for lib.sh.
+    site.answer(**saved, silent={"scontrol": [1, 2, 3, 5]})
+    done = site.job("train")
+    assert done.returncode == 0, done.stderr
+    assert [call[0] for call, _ in site.calls("scontrol")] == ["show"] * 4 + ["requeue"] * 2
+    assert len(site.calls("sleep")) == 3
+
+
+def test_a_controller_that_does_not_answer_at_all_is_told(site):
+    site.answer(exit=1, makes=[str(site.out / "train" / "interrupted")], silent={"scontrol": list(range(1, 50))})
+    fails(
+        site.job("train"), "Unable to contact slurm controller",
+        "after 5 of 80 steps; not put back into the queue, since Slurm does not say how the job is", "submitted again it goes on",
+        code=1,
+    )  # fmt: skip
+    assert sum(int(arguments[0]) for arguments, _ in site.calls("sleep")) == 120
+
+
 def test_a_prologue_that_fails_ends_the_job_with_its_line(site):
     site.describe("GEOCHIP_PROLOGUE=('echo loaded $UNSET' 'module load nothing/9')\n")
     done = site.job("evaluate")
@@ -574,10 +745,95 @@ def test_a_prologue_that_fails_ends_the_job_with_its_line(site):
 def test_the_doctor_gets_the_same_flags(site):
     done = site.run("pipeline.sh", "--doctor", site.out, site.run_file)
     assert (done.returncode, done.stderr) == (0, "")
+    assert not site.out.exists()
     assert site.job("chip").returncode == 0
     (module, flags), (_, chip_flags) = map(geochip_flags, site.calls("python"))
     assert (module, flags) == ("geochip.doctor", chip_flags)
-    assert not site.calls("sbatch")
+
+
+def test_the_doctor_runs_where_the_driver_does(site):
+    """Outside of the image; and what is bound is there as long as it looks."""
+    site.describe("GEOCHIP_IMAGE=/images/geochip.sif\nGEOCHIP_PYTHON=python\n")
+    seen = site.directory / "seen"
+    site.answer(until=str(seen))
+    with subprocess.Popen(
+        ["bash", CLUSTER / "pipeline.sh", "--doctor", site.out / "one", site.run_file], env=site.environment,
+        cwd=site.directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as doctor:  # fmt: skip
+        end = time.monotonic() + 60
+        while not site.calls("python"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert (site.out / "one").is_dir()
+        seen.touch()
+        doctor.communicate(timeout=60)
+    assert doctor.returncode == 0
+    module, flags = geochip_flags(site.calls("python")[0])
+    assert module == "geochip.doctor"
+    assert f"--cluster.cpu.python=apptainer exec --nv --bind {site.out}/one," in " ".join(flags).replace("\\", "")
+    assert not site.out.exists()
+
+
+def test_the_doctor_asks_slurm_for_the_jobs_of_the_steps(site):
+    site.describe("GEOCHIP_SKIP_DIRECTIVES=(--requeue)\n")
+    site.answer(refused=2)
+    done = site.run("pipeline.sh", "--doctor", site.out, site.run_file, SLURM_CPU_BIND="0x1", SLURM_JOB_ID="5")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert [line[:5] for line in lines] == ["ok   ", "FAIL ", "ok   ", "ok   "]
+    assert (
+        lines[0]
+        == "ok   chip step: Slurm takes its job: Job 9 to start at 2026-03-01T14:00:00 using 1 processors on nodes node1"
+    )
+    assert lines[1].startswith(
+        "FAIL train step: Slurm refuses its job: allocation failure: Invalid account; change site.env. What it was asked: sbatch --nodes=1"
+    )
+    assert not site.out.exists()
+    asked = site.calls("sbatch")
+    assert geochip_flags(site.calls("python")[0])[0] == "geochip.doctor"
+    assert [set(environment) & {"SLURM_CPU_BIND", "SLURM_JOB_ID"} for _, environment in asked] == [set()] * 4
+    assert "#SBATCH --requeue" not in (site.bin / "script1").read_text()
+    assert "#SBATCH --open-mode=append" in (site.bin / "script1").read_text()
+    # The same that are submitted, but for what waits for another job.
+    site.answer()
+    assert site.run("pipeline.sh", site.out, site.run_file).returncode == 0
+    for (tested, _), (submitted, _) in zip(asked, site.calls("sbatch")[4:], strict=True):
+        assert tested[1:] == [
+            word for word in submitted[1:-3] if not word.startswith(("--dependency", "--kill-on-invalid-dep"))
+        ]
+
+
+def test_the_doctor_knows_how_long_jobs_may_take(site):
+    """Some Slurms take a job that asks for more, and never start it."""
+    site.describe("GEOCHIP_GPU_PARTITION=gpu\n")
+    site.answer(
+        partitions="PartitionName=gpu Default=NO MaxTime=01:00:00 State=UP\nPartitionName=cpu Default=YES MaxTime=1-00:00:00 State=UP\n"
+        "PartitionName=gpus Default=NO MaxTime=UNLIMITED State=UP"
+    )
+    done = site.run("pipeline.sh", "--doctor", site.out, site.run_file)
+    assert done.returncode == 1
+    assert [line for line in done.stdout.splitlines() if line.startswith("FAIL")] == [
+        "FAIL train step: --time=02:00:00 is more than gpu allows, 60 minutes; lower GEOCHIP_GPU_TIME in site.env"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["srun", "local"])
+def test_the_doctor_does_not_take_a_login_node_for_a_node(site, kind):
+    site.describe(f"GEOCHIP_KIND={kind}\nGEOCHIP_GPU_PARTITION=gpu\nGEOCHIP_ACCOUNT=mine\n")
+    done = site.run("pipeline.sh", "--doctor", site.out, site.run_file)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(site.calls("sbatch")) == 4
+    # With srun it knows itself what it cannot see from here.
+    assert len(site.calls("python")) == (1 if kind == "srun" else 0)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("warn node: ")]
+    words = shlex.split(line.split("to look from there: ")[1])
+    assert {"sbatch", "--partition=gpu", "--account=mine", "--nodes=1", "--output=geochip-doctor-%j.out"} <= set(words)
+    inside = shlex.split(words[-1].removeprefix("--wrap="))
+    assert inside == [str(CLUSTER / "pipeline.sh"), "--doctor", str(site.out), str(site.run_file)]
+    done = site.run(*("pipeline.sh", *inside[1:]), SLURM_JOB_ID="7")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert geochip_flags(site.calls("python")[-1])[0] == "geochip.doctor"
+    assert len(site.calls("sbatch")) == 4
 
 
 def test_the_profiles_are_the_tutorials_job():

@@ -83,7 +83,7 @@ class Partition:
     memory_per_node: int
     """MB."""
     gres: str
-    """Generic resources of its nodes, such as gpu:a100:4,gpu:v100:2; those of other nodes after "; ". Empty for none."""
+    """Generic resources of its nodes, such as gpu:a100:4,gpu:v100:2; those of other nodes after ";". Empty for none."""
     default: bool
     allow_accounts: str
     """ALL, or account names with commas between them."""

@@ -70,7 +70,6 @@ def test_a_run_on_slurm_that_would_work(examine, tmp_path):
         (["--cluster.cpu.partition=gpuu"], "cpu job", r"cluster.cpu.partition: there is no partition 'gpuu'; there are batch, gpu"),
         (["--cluster.gpu.memory=100GiB"], "gpu job", r"cluster.gpu.memory: 100.0 GiB is more than any node of partition batch has, 7.8 GiB"),
         (["--cluster.cpu.partition=short", "--cluster.cpu.walltime=00:30:00"], "cpu job", r"cluster.cpu.walltime: 00:30:00 is more than partition short allows, 00:10:00; lower it"),
-        (["--cluster.gpu.gres=gpu:a100:1"], "gpu job", r"Slurm refuses it: .*gres.*name generic resources that there are \(cluster.gpu.gres"),
         (["--cluster.cpu.cores=64"], "cpu job", r"cluster.cpu.cores: 64 are more than any node of partition batch has, 4"),
         (["--cluster.gpu.partition=members"], "gpu job", r"Slurm refuses it: .*Invalid account .*\(cluster.gpu.account"),
         (["--cluster.cpu.directives=[--constraint=a100]"], "cpu job", r"Slurm refuses it: .*Invalid feature.*cluster.cpu.directives"),
@@ -87,7 +86,8 @@ def test_what_slurm_would_not_take(examine, flags, job, text):
 
 def test_generic_resources_that_are_not_there_are_told_more_exactly_than_slurm_does(examine):
     found = examine("--cluster.gpu.gres=gpu:a100:1", "--no_probe")
-    assert "Slurm refuses it: " in found["FAIL"]["gpu job"]
+    assert "Slurm refuses it: allocation failure: Requested node config" in found["FAIL"]["gpu job"]
+    assert list(found["FAIL"]) == ["gpu job"]
     assert "cluster.gpu.gres: no node of partition batch has gpu:a100:1; they have gpu:1" in found["warn"]["gpu job"]
 
 
