@@ -161,7 +161,7 @@ how_to_look_from_a_node() {
   sbatch_options infer
   for option in "${OPTIONS[@]}"; do
     case $option in
-      --job-name=* | --output=* | --open-mode=* | --requeue | --signal=* | --export=*) ;;
+      --nodes=* | --job-name=* | --output=* | --open-mode=* | --requeue | --signal=* | --export=*) ;;
       *) asked+=("$option") ;;
     esac
   done
@@ -191,7 +191,7 @@ run_doctor() {
   if [ -z "${SLURM_JOB_ID:-}" ] && [ "$GEOCHIP_KIND" != slurm ]; then
     how_to_look_from_a_node
     # The rest would be judged by this machine's memory, GPU and disks.
-    if [ "$GEOCHIP_KIND" = local ]; then exit "$steps"; fi
+    if [ "$GEOCHIP_KIND" = local ]; then end_doctor 0 "$steps"; fi
   fi
   prologue
   # A directory that is not there cannot be bound.
@@ -199,8 +199,14 @@ run_doctor() {
   dask_flags "$GEOCHIP_CHIP_WORKERS"
   python_command --driver
   "${PYTHON_COMMAND[@]}" -m geochip.doctor --config "$RUN_FILE" --run_dir "$OUT" "${FLAGS[@]}" || status=$?
-  if [ "$status" -eq 0 ]; then status=$steps; fi
-  exit "$status"
+  end_doctor "$status" "$steps"
+}
+
+end_doctor() { # ITS_EXIT_CODE THAT_OF_THE_STEPS
+  if [ "$1" -eq 0 ] && [ "$2" -ne 0 ]; then
+    fail "a run would fail all the same: see the lines above that begin with FAIL and name a step" 1
+  fi
+  exit "$1"
 }
 
 read_options "$@"

@@ -602,7 +602,7 @@ def test_where_ranks_meet(site):
     ((one, _),) = site.calls("srun")
     assert "--standalone" in one
     assert not [word for word in one if word.startswith("--rdzv")]
-    node = one[one.index("bash") :][:3] + ["train", "sh", "-c", "echo $PET_RDZV_CONF"]
+    node = [*one[one.index("bash") :][:3], "train", "sh", "-c", "echo $PET_RDZV_CONF"]
     for number, host in (("0", "is_host=1"), ("1", "is_host=0")):
         environment = {**os.environ, "SLURM_NODEID": number}
         done = subprocess.run(node, env=environment, capture_output=True, text=True, check=True, timeout=20)
@@ -788,6 +788,7 @@ def test_the_doctor_asks_slurm_for_the_jobs_of_the_steps(site):
     assert lines[1].startswith(
         "FAIL train step: Slurm refuses its job: allocation failure: Invalid account; change site.env. What it was asked: sbatch --nodes=1"
     )
+    assert "a run would fail all the same: see the lines above that begin with FAIL and name a step" in done.stderr
     assert not site.out.exists()
     asked = site.calls("sbatch")
     assert geochip_flags(site.calls("python")[0])[0] == "geochip.doctor"

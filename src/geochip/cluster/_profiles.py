@@ -20,9 +20,9 @@ Section = dict[str, Any]
 
 # Options of sbatch by their other names, as the script has them.
 _WRITTEN = {
-    "--job-name": "-J ", "-J": "-J ", "--partition": "-p ", "-p": "-p ", "--account": "-A ", "-A": "-A ", "--ntasks": "-n ",
-    "-n": "-n ", "--time": "-t ", "-t": "-t ", "-c": "--cpus-per-task=", "-N": "--nodes=", "-q": "--qos=", "--qos": "--qos=",
-    "--mem": "--mem=", "--mem-per-cpu": "--mem=", "--nodes": "--nodes=",
+    "--job-name": "-J ", "-J": "-J ", "--partition": "-p ", "-p": "-p ", "--account": "-A ", "-A": "-A ",
+    "--ntasks": "-n ", "-n": "-n ", "--time": "-t ", "-t": "-t ", "-c": "--cpus-per-task=", "-N": "--nodes=",
+    "--nodes": "--nodes=", "-q": "--qos=", "--qos": "--qos=", "--mem": "--mem=", "--mem-per-cpu": "--mem=",
 }  # fmt: skip
 
 _RENAMED = {
