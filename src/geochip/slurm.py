@@ -171,12 +171,12 @@ def run_slurm(
             "`scontrol ping`, and run the same command again later"
         ) from None
     if done.returncode:
-        said = _words_of(command[0], done.stderr) or f"it ended with exit code {done.returncode}"
+        said = words_of(command[0], done.stderr) or f"it ended with exit code {done.returncode}"
         raise SlurmError(f"{command[0]}: {said}; {remedy(said)}", said)
     return done.stdout
 
 
-def _words_of(command: str, stderr: str) -> str:
+def words_of(command: str, stderr: str) -> str:
     """What a command wrote to standard error, in one line and without its own name before each."""
     lines = [re.sub(rf"^(?:{command}: )?(?:error: )?", "", line.strip()) for line in stderr.splitlines()]
     return "; ".join(line for line in lines if line)

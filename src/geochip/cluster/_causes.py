@@ -1,5 +1,6 @@
-"""Why a worker did not come, read from its log."""
+"""What is told of workers on Slurm, and why one did not come, read from its log."""
 
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -65,10 +66,18 @@ def end_of(log: Path) -> str:
     return "\n".join(line for line in lines if line.strip() and not line.startswith("  "))
 
 
+def say(text: str) -> None:
+    """Tell a person a line about the jobs."""
+    # Where nobody listens any more (a closed terminal, head), the jobs are looked after all the same.
+    with contextlib.suppress(OSError):
+        print(f"Slurm: {text}", file=sys.stderr, flush=True)
+
+
 def show(text: str) -> None:
     """Show the end of a log to a person."""
-    for line in text.splitlines()[-_TAIL_LINES:]:
-        print(f"  | {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # as above
+        for line in text.splitlines()[-_TAIL_LINES:]:
+            print(f"  | {line}", file=sys.stderr, flush=True)
 
 
 def cause_of(text: str, state: JobState | None, jobs: Described) -> str:

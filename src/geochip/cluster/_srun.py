@@ -12,7 +12,7 @@ from pathlib import Path
 
 from distributed import Client
 
-from geochip.cluster._causes import cause_of, end_of, show
+from geochip.cluster._causes import cause_of, end_of, say, show
 from geochip.cluster._environment import export_lines
 from geochip.cluster._profiles import in_quotes
 from geochip.cluster._scheduler import SchedulerHere
@@ -63,7 +63,7 @@ class Step:
                 # Ctrl-C is the driver's, which ends the step.
                 start_new_session=True,
             )  # fmt: skip
-        self._say(f"started {self.count} workers by srun; log: {self.log}")
+        say(f"started {self.count} workers by srun; log: {self.log}")
 
     def __exit__(self, *_: object) -> None:
         if self._process is None or self._process.poll() is not None:
@@ -91,7 +91,7 @@ class Step:
             self._ever, self._last_worker = True, now
         if here != self._told or (not here and now - self._told_at >= _TELL_SECONDS):
             self._told, self._told_at = here, now
-            self._say(f"{here} of {self.count} workers are there")
+            say(f"{here} of {self.count} workers are there")
         if (code := self._process.poll()) is not None:
             self._has_ended(code)
         waited = now - self._last_worker
@@ -103,17 +103,13 @@ class Step:
 
     def _has_ended(self, code: int) -> None:
         text = end_of(self.log)
-        self._say(f"srun ended with exit code {code} while there is work")
+        say(f"srun ended with exit code {code} while there is work")
         show(text)
         if not self._ever or self._restarts >= self._cluster.max_replacements:
             why = cause_of(text, None, self)
             raise WorkError(f"srun ended with exit code {code}: {why} (log: {self.log}); {WHAT_IS_KEPT}")
         self._restarts += 1
         self._start()
-
-    @staticmethod
-    def _say(text: str) -> None:
-        print(f"Slurm: {text}", file=sys.stderr, flush=True)
 
 
 def srun_command(config: SlurmJobConfig, count: int, script: str) -> list[str]:

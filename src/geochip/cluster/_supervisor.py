@@ -6,7 +6,6 @@ raised in the thread that waits for results, see `look`.
 
 import contextlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from geochip.cluster._causes import cause_of, end_of, show
+from geochip.cluster._causes import cause_of, end_of, say, show
 from geochip.cluster._signals import undisturbed
 from geochip.cluster._tasks import WHAT_IS_KEPT
 from geochip.config import ClusterConfig
@@ -129,7 +128,7 @@ class Supervisor:
         try:
             for _ in range(self._count):
                 self._submit()
-            self._say(f"submitted {_listed(list(self._jobs))} as {self._submitter.name}; logs: {self._log_of('JOB')}")
+            say(f"submitted {_listed(list(self._jobs))} as {self._submitter.name}; logs: {self._log_of('JOB')}")
             self._next_poll = time.monotonic() + _POLL_SECONDS[0]
             self._thread.start()
         except BaseException:
@@ -173,7 +172,7 @@ class Supervisor:
                 run_slurm("scancel", "--quiet", f"--name={self._submitter.name}", f"--user={os.getuid()}")
             except SlurmError as error:
                 if attempt == _CANCELS - 1:
-                    self._say(
+                    say(
                         f"jobs could not be cancelled ({error.stderr or error}): scancel "
                         f"--name={self._submitter.name}; their workers end by themselves without this process"
                     )
@@ -213,7 +212,7 @@ class Supervisor:
             states = job_states(self._jobs)
         except SlurmError as error:
             if self._silent_since is None or now - self._told_at >= _TELL_SECONDS:
-                self._say(f"{error}; asking again")
+                say(f"{error}; asking again")
                 self._told_at = now
             self._silent_since = self._silent_since or now
             return
@@ -235,7 +234,7 @@ class Supervisor:
             return
         job.doubts = 0
         if state.state == "PENDING" and job.running_since is not None:
-            self._say(f"job {job.job_id} was requeued (preempted, or its node failed); it comes back by itself")
+            say(f"job {job.job_id} was requeued (preempted, or its node failed); it comes back by itself")
             job.running_since, job.came, job.slow_told = None, False, False
         if state.state == "RUNNING" and job.running_since is None:
             job.running_since = now
@@ -257,7 +256,7 @@ class Supervisor:
             self._has_ended(job, state, now)
         elif waited > _SLOW_START_SECONDS and not job.slow_told:
             job.slow_told = True
-            self._say(
+            say(
                 f"job {job.job_id} runs on {state.nodes} since {waited:.0f} s, but its worker has not come; it has "
                 f"{self._submitter.start_seconds:.0f} s. The end of its log, {self._log_of(job.job_id)}:"
             )
@@ -270,13 +269,13 @@ class Supervisor:
         # Slurm forgets a job some minutes after its end; nobody may have asked in between.
         by_itself = state is None or state.state in ("COMPLETED", "TIMEOUT")
         if job.came and by_itself and ran >= self._submitter.life_seconds / 2:
-            self._say(f"job {job.job_id} has reached the end of its time; another one takes its place")
+            say(f"job {job.job_id} has reached the end of its time; another one takes its place")
             self._to_renew += 1
             return
         self._lost += 1
         self._to_replace += 1
         self._stillborn += not job.came
-        self._say(f"job {job.job_id} {_end_in_words(job, state)}")
+        say(f"job {job.job_id} {_end_in_words(job, state)}")
         shown = self._show_tail(job)
         if not self._ever and self._stillborn >= min(max(self._count, 2), _STILLBORN):
             self._give_up(
@@ -296,7 +295,7 @@ class Supervisor:
                     )
                 elif not self._limit_told:
                     self._limit_told = True
-                    self._say(
+                    say(
                         f"{self._lost} jobs were lost: no more are submitted (cluster.max_replacements); "
                         f"{len(self._jobs)} are left"
                     )
@@ -307,7 +306,7 @@ class Supervisor:
                 if not self._jobs and not here:
                     self._failure = error
                     return
-                self._say(f"{error}; tried again in a minute")
+                say(f"{error}; tried again in a minute")
                 self._retry_at = now + _RETRY_SECONDS
                 return
             if self._to_renew:
@@ -315,7 +314,7 @@ class Supervisor:
             else:
                 self._to_replace -= 1
                 self._replaced += 1
-            self._say(f"submitted job {job_id} instead")
+            say(f"submitted job {job_id} instead")
 
     def _submit(self) -> str:
         self._submitted = True
@@ -336,7 +335,7 @@ class Supervisor:
         every = _TELL_SECONDS_AT_WORK if here else _TELL_SECONDS
         if signature != self._told or ((waiting or not here) and now - self._told_at >= every):
             self._told, self._told_at = signature, now
-            self._say(self._in_words(here))
+            say(self._in_words(here))
 
     def _groups(self, here: set[str]) -> dict[str, list[_Job]]:
         """Jobs by what they do: "there", "starting", or the reason for which they wait."""
@@ -390,12 +389,6 @@ class Supervisor:
 
     def _log_of(self, job_id: str) -> str:
         return str(self._submitter.log(job_id))
-
-    @staticmethod
-    def _say(text: str) -> None:
-        # Where nobody listens any more (a closed terminal, head), the jobs are looked after all the same.
-        with contextlib.suppress(OSError):
-            print(f"Slurm: {text}", file=sys.stderr, flush=True)
 
 
 _ENDS = {

@@ -15,7 +15,7 @@ from geochip.config import memory_mib, walltime_seconds
 from geochip.doctor.findings import Case, Finding, fail, fails, listed, ok, warn
 from geochip.doctor.machine import worker_bytes
 from geochip.errors import GeochipError, InputError
-from geochip.slurm import Partition, SlurmError, partitions, remedy, run_slurm
+from geochip.slurm import Partition, SlurmError, partitions, remedy, run_slurm, words_of
 
 _SHORT = {"-p": "partition", "-A": "account", "-q": "qos", "-t": "time", "-c": "cpus-per-task", "-n": "ntasks",
           "-N": "nodes", "-C": "constraint"}  # fmt: skip
@@ -238,8 +238,7 @@ def ask_slurm(name: str, script: str) -> list[Finding]:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return [fail(what, "sbatch --test-only did not answer within 60 s; see `scontrol ping`, and try again later")]
-    lines = [re.sub(r"^(?:sbatch: )?(?:error: )?", "", line.strip()) for line in done.stderr.splitlines()]
-    said = "; ".join(line for line in lines if line)
+    said = words_of("sbatch", done.stderr)
     if done.returncode:
         return [fail(what, f"Slurm refuses it: {said}; {remedy(said, f'cluster.{name}')}")]
     if start := re.search(r"to start at (\S+).*?(?:on nodes? (\S+))?(?: in partition \S+)?$", said):
