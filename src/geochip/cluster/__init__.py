@@ -43,9 +43,7 @@ __all__ = [
 
 
 @contextlib.contextmanager
-def dask_client(
-    cluster: ClusterConfig, *, jobs: Jobs = "cpu", run_dir: str | Path = ".", threads_per_worker: int = 1
-) -> Iterator[Client]:
+def dask_client(cluster: ClusterConfig, *, jobs: Jobs = "cpu", run_dir: str | Path = ".") -> Iterator[Client]:
     """Connect to the cluster that the run file names; all but kind "address" live as long as the context.
 
     Args:
@@ -53,7 +51,6 @@ def dask_client(
         jobs: which Slurm jobs, for kind "slurm" and "srun".
         run_dir: for these kinds, where the logs of the workers go and their keys are while they work: on a disk that
             the nodes share with this machine.
-        threads_per_worker: threads of each local worker.
 
     Raises:
         InputError: when no scheduler answers at the given address, or no Slurm is there.
@@ -63,7 +60,7 @@ def dask_client(
     if cluster.kind == "address":
         opened = address_client(cluster)
     elif cluster.kind == "local":
-        opened = local_client(cluster, threads_per_worker=threads_per_worker)
+        opened = local_client(cluster)
     elif cluster.kind == "slurm":
         # Not needed, and not there perhaps, where Slurm is not used.
         from geochip.cluster._slurm import slurm_client

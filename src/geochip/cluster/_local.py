@@ -9,7 +9,7 @@ from typing import Any
 import dask
 from distributed import Client, LocalCluster
 
-from geochip.cluster._environment import QUIET_DASK, WORKER_ENVIRONMENT
+from geochip.cluster._environment import FREEZE, QUIET_DASK, WORKER_ENVIRONMENT
 from geochip.cluster._tasks import Patience, watched
 from geochip.config import ClusterConfig, available_cpus
 from geochip.errors import InputError
@@ -32,23 +32,22 @@ def address_client(cluster: ClusterConfig) -> Iterator[Client]:
 
 
 @contextlib.contextmanager
-def local_client(cluster: ClusterConfig, *, threads_per_worker: int) -> Iterator[Client]:
-    """Start workers here, which listen on the loopback interface only."""
+def local_client(cluster: ClusterConfig) -> Iterator[Client]:
+    """Start workers of one thread here, which listen on the loopback interface only."""
     with (
         dask.config.set(
             {
                 "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
                 **QUIET_DASK,
                 # Ctrl-C reaches every process of the terminal. The driver ends the workers; they need not speak of it.
-                # And what is there when a worker has started stays: looking through it for garbage takes time.
                 "distributed.worker.preload": [
-                    "import gc, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); gc.freeze()"
+                    f"{FREEZE}; import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
                 ],
             }
         ),
         _closing_quietly(
             n_workers=cluster.workers or available_cpus(),
-            threads_per_worker=threads_per_worker,
+            threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
