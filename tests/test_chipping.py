@@ -20,6 +20,7 @@ import rasterio.features
 import xarray as xr
 from affine import Affine
 from distributed import Client, LocalCluster
+from rasterio.errors import NotGeoreferencedWarning
 
 from geochip.chipping import main
 from geochip.cluster import dask_client, make_way, run_tasks, wait_for_a_worker
@@ -398,6 +399,79 @@ def test_an_image_that_was_changed_in_place_is_refused(tmp_path, chip):
     with pytest.raises(InputError, match="1 scene changed: train/2"):
         chip()
     assert tree_hash(path) == before
+
+
+def later(path):
+    """Give a file another time of change than it had, whatever the file system's clock counts in."""
+    facts = path.stat()
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns + 2_000_000_000))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_pixel_that_was_changed_in_the_middle_is_found(tmp_path, chip, finished, capsys):
+    # Neither the size nor the first and last 16 KiB tell: 3 x 200 x 200 uint32, not compressed.
+    image = position_coded(200, 200)
+    for name in "123":
+        write_scene(tmp_path / "data", "train", name, image)
+    flags = ["--chips.method=grid", "--chips.edge=shift"]
+    path = chip(*flags)
+    if not finished:
+        (path / "train/image/c.2.0.0.0").unlink()
+    before = tree_hash(path)
+    place = tmp_path / "data" / "train" / "scene_2.tif"
+    whole = place.read_bytes()
+    at = whole.index(image[:, 100].T.tobytes())
+    place.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+    later(place)
+    for _ in range(2):
+        with pytest.raises(
+            InputError, match=r"chips.zarr was made from something else: 1 scene changed: train/2; choose"
+        ):
+            chip(*flags)
+    assert tree_hash(path) == before
+    # As it was, but of another time: compared once, and what is missing is made.
+    place.write_bytes(whole)
+    later(place)
+    for name in "13":
+        later(tmp_path / "data" / "train" / f"scene_{name}.tif")
+    capsys.readouterr()
+    chip(*flags)
+    assert "3 of the scenes have files with another time of change than before" in capsys.readouterr().out
+    assert tree_hash(path) == tree_hash(chip(*flags, run_dir="whole"))
+    capsys.readouterr()
+    chip(*flags)
+    assert "another time of change" not in capsys.readouterr().out
+
+
+def test_a_mask_beside_an_image_that_was_changed_is_found(tmp_path, chip):
+    scenes(tmp_path)
+    place = tmp_path / "data" / "train" / "scene_1.tif"
+    mask = np.full((60, 70), 255, np.uint8)
+    with rasterio.open(place, "r+") as dataset, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):
+        dataset.write_mask(mask)
+    assert place.with_name("scene_1.tif.msk").exists()
+    path = chip()
+    before = tree_hash(path)
+    sidecar = place.with_name("scene_1.tif.msk")
+    with pytest.warns(NotGeoreferencedWarning), rasterio.open(sidecar, "r+") as dataset:
+        dataset.write(np.zeros_like(mask), 1)
+    with pytest.raises(InputError, match="1 scene changed: train/1"):
+        chip()
+    assert tree_hash(path) == before
+
+
+def test_a_damaged_store_is_not_taken_for_the_same(tmp_path, chip):
+    scenes(tmp_path)
+    path = chip()
+    shard = path / "train/image/c.0.0.0.0"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 255
+    shard.write_bytes(content)
+    later(tmp_path / "data" / "train" / "scene_1.tif")
+    with pytest.raises(
+        WorkError, match=r"chips.zarr: a chip of scene train/1 is damaged .*; python -m .* --verify finds"
+    ):
+        chip()
 
 
 def test_a_dry_run_tells_of_the_store_that_is_there(tmp_path, chip, capsys):

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -455,6 +456,32 @@ def test_a_mended_scene_is_predicted(tmp_path, small, flags):
     spoil_pixels(path)
     with pytest.raises(InputError, match="1 scene changed: 3; choose another run_dir"):
         main(small)
+
+
+def test_a_pixel_that_was_changed_in_the_middle_is_found(tmp_path, small, capsys):
+    image = image_of(class_map(200, 300))
+    write_scene(tmp_path / "data", "test", "3", image)
+    store = tmp_path / "run" / "predictions.zarr"
+    main(small)
+    before = tree_hash(store)
+    path = tmp_path / "data" / "test" / "scene_3.tif"
+    whole = path.read_bytes()
+    at = whole.index(image[0, 100].tobytes())
+    path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
+    os.utime(path, ns=(0, 10**18))
+    with pytest.raises(InputError, match=r"predictions.zarr was made from something else: 1 scene changed: 3; choose"):
+        main(small)
+    assert tree_hash(store) == before
+    # As it was, but of another time: compared once.
+    path.write_bytes(whole)
+    os.utime(path, ns=(0, 2 * 10**18))
+    for _ in range(2):
+        capsys.readouterr()
+        main(small)
+        out = capsys.readouterr().out
+        assert "all of them are predicted already" in out
+        assert ("1 of the scenes have files with another time of change" in out) == (_ == 0)
+    assert tree_hash(store) == before
 
 
 def test_files_of_the_run_file_are_predicted(tmp_path, small):

@@ -16,7 +16,8 @@ from geochip.store.journal import Records
 def header(settings=None, *, places=None, **scenes):
     """Scenes as "header content", or None for one whose header cannot be read."""
     digests = {
-        name: dict(zip(("header", "content"), (text or " ").split(" "), strict=True)) for name, text in scenes.items()
+        name: dict(zip(("header", "content", "stamp"), (text or " ").split(" "), strict=False))
+        for name, text in scenes.items()
     }
     digests = {name: {key: value or None for key, value in two.items()} for name, two in digests.items()}
     extra = {} if places is None else {"places": places}
@@ -343,6 +344,37 @@ def test_the_file_of_a_scene_that_could_not_be_read_may_change_until_it_can(tmp_
     assert read_journal(path)[0] == header(a="h mended", b="h x")
     with pytest.raises(InputError, match="1 scene changed: a"):
         journal(path, header(a="h x", b="h x"))
+
+
+def test_what_was_made_of_files_of_another_time_is_to_be_compared(tmp_path):
+    path = tmp_path / "c.journal"
+    with journal(path, header(a="h x 1", b="h x 1", c="h x 1")) as first:
+        first.append("0", {"scenes": ["a", "b"]})
+        first.append("1", {"scenes": ["b", "c"], "unread": ["c"]})
+        assert first.doubtful == frozenset()
+    # c could not be read: what was made of it is made again anyway.
+    later = header(a="h x 2", b="h x 1", c="h x 2")
+    with journal(path, later) as second:
+        assert second.doubtful == {"a"}
+        assert list(second.records) == ["0"]
+        assert (second.doubts(["b", "a"]), second.doubts(["b", "c"])) == (True, False)
+        before = path.read_bytes()
+        with pytest.raises(
+            InputError, match=r"chips.store: .*c was made from something else: 1 scene changed: a; choo"
+        ):
+            second.settle(tmp_path / "c", "chips.store", {"a"})
+        assert path.read_bytes() == before
+    # As long as nobody has compared them, they stay doubtful.
+    with journal(path, later) as third:
+        assert third.doubtful == {"a"}
+        third.settle(tmp_path / "c", "chips.store", ())
+        assert not third.doubts(["a"])
+        third.append("1", {"scenes": ["b", "c"], "unread": []})
+        assert set(third.records) == {"0", "1"}
+    with journal(path, later) as fourth:
+        assert fourth.doubtful == frozenset()
+        assert fourth.records == {"0": {"scenes": ["a", "b"]}, "1": {"scenes": ["b", "c"], "unread": []}}
+    assert read_header(tmp_path / "c") == later
 
 
 def test_a_journal_whose_header_was_cut_short_begins_anew(tmp_path):

@@ -64,6 +64,31 @@ class Sliding:
         return [Window(row_off=row, col_off=col, height=self.size, width=self.size) for row in rows for col in cols]
 
 
+def read_block(
+    block: Window, height: int, width: int, sliding: Sliding, read: Read
+) -> tuple[list[Window], Window, npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Read what one block of a scene is predicted from.
+
+    Args:
+        block: a part of the scene.
+        height: rows of the scene.
+        width: columns of the scene.
+        sliding: the scene's windows.
+        read: reads the scene.
+
+    Returns:
+        The windows that touch the block, row by row; the part of the scene that they cover; its pixels, (band, height,
+        width); and which of them are valid.
+    """
+    windows = sliding.touching(block, height, width)
+    # Row by row: the first window begins the region and the last one ends it.
+    row_off, col_off = windows[0].row_off, windows[0].col_off
+    halo = Window(
+        row_off=row_off, col_off=col_off, height=windows[-1].row_stop - row_off, width=windows[-1].col_stop - col_off
+    )
+    return windows, halo, *read(halo)
+
+
 def predict_block(
     block: Window, height: int, width: int, sliding: Sliding, read: Read, network: Network
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
@@ -90,13 +115,7 @@ def predict_block(
     Raises:
         WorkError: when the network's answer is not a number.
     """
-    windows = sliding.touching(block, height, width)
-    # Row by row: the first window begins the region and the last one ends it.
-    row_off, col_off = windows[0].row_off, windows[0].col_off
-    halo = Window(
-        row_off=row_off, col_off=col_off, height=windows[-1].row_stop - row_off, width=windows[-1].col_stop - col_off
-    )
-    image_bhw, valid_hw = read(halo)
+    windows, halo, image_bhw, valid_hw = read_block(block, height, width, sliding, read)
     windows = [window for window in windows if valid_hw[window.relative_to(halo).slices].any()]
     weight_hw = blend_weights(sliding.size, sliding.blend)
     sums_khw = np.zeros((sliding.classes, block.height, block.width), np.float32)

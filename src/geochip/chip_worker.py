@@ -7,7 +7,7 @@ import math
 import resource
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,13 @@ import numpy.typing as npt
 
 from geochip.cluster import make_way
 from geochip.config import IGNORE, ChipsConfig
+from geochip.errors import WorkError
 from geochip.labels import Grid, LabelError, LabelRules, SceneLabel
 from geochip.plan import ChipTask, Cut, PlannedScene
 from geochip.sampling import candidates_of, scene_generator
 from geochip.scenes import Scene, SceneError, SceneReader
 from geochip.statistics import BandCounter
-from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, sync_shard, write_shard
+from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, ChipStore, sync_shard, write_shard
 from geochip.windows import Window
 
 Record = dict[str, Any]
@@ -122,6 +123,51 @@ def fill_shard(job: ChipJob, task: ChipTask) -> tuple[Record, int]:
         "spent": {**{name: round(value, 4) for name, value in shard.spent.items()}, "write": round(ended - counted, 4)},
     }
     return record, number
+
+
+def changed_scenes(job: ChipJob, tasks: Sequence[ChipTask], names: Collection[str]) -> list[str]:
+    """Cut scenes again, and compare the chips with those in the store, which stays as it is.
+
+    Args:
+        job: as when the store was made.
+        tasks: of shards that are in the store.
+        names: the scenes.
+
+    Returns:
+        Those of `names` whose chips are others now.
+
+    Raises:
+        WorkError: when a chip of the store is damaged.
+    """
+    store, changed = ChipStore(job.store), []
+    for task in tasks:
+        at = task.start
+        for cut in task.cuts:
+            part = ChipTask(split=task.split, start=at, cuts=(cut,))
+            at += part.chips
+            if cut.scene.name in names and not _as_stored(store, job, part):
+                changed.append(cut.scene.name)
+    return changed
+
+
+def _as_stored(store: ChipStore, job: ChipJob, part: ChipTask) -> bool:
+    """Whether the store holds what a part of one scene gives now."""
+    shard = _Shard(job, part)
+    try:
+        shard.cut_scene(part.cuts[0], 0)
+        shard.blank_the_rest()
+    except (SceneError, LabelError):
+        # No longer readable.
+        return False
+    try:
+        image, label = store.read(part.split, np.arange(part.start, part.start + part.chips))
+    except ValueError as error:
+        raise WorkError(
+            f"{store.path}: a chip of scene {part.cuts[0].scene.name} is damaged ({error}); python -m geochip.chipping "
+            "--verify finds all that are"
+        ) from None
+    # By their bits: NaN is like NaN.
+    return image.tobytes() == shard.image_cbhw.tobytes() and bool((label == shard.label_chw).all())
 
 
 def _reason(error: Exception, scene: Scene) -> str:

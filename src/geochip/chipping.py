@@ -15,7 +15,7 @@ import io
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -46,7 +46,7 @@ from geochip.chip_report import (
 )
 from geochip.chip_table import chips_frame
 from geochip.chip_verify import faults_of_shard, faults_of_store, shards_to_verify, verify_shard
-from geochip.chip_worker import ChipJob, fill_shards
+from geochip.chip_worker import ChipJob, changed_scenes, fill_shards
 from geochip.cluster import dask_client, describe_jobs, require_cluster, run_tasks, worker_count
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError, run_command
@@ -106,7 +106,7 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
     if dry_run:
         known, records, _ = read_journal(journal_path(store))
         if store.exists() and known is not None:
-            refuse_other(known, ready.header, records, store=store, option="chips.store")
+            refuse_other(known, ready.header, records.unread_scenes(), store=store, option="chips.store")
             missing = len(missing_tasks(ready.plan, store, records))
             print(f"{ready.plan.shards - missing} of {ready.plan.shards} shards are there already")
         describe_jobs(config.cluster, "cpu", config.run_dir)
@@ -114,9 +114,7 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
     if not store.exists():
         require_cluster(config.cluster, jobs="cpu", run_dir=config.run_dir)
     with Journal.of_store(store, ready.header, option="chips.store") as journal:
-        if store.exists():
-            reopen_chip_store(store)
-        else:
+        if not store.exists():
             if config.split.by == "blocks":
                 # Before the store: once there is one, this says which scene is in which split.
                 write_table(catalogue_frame(ready.catalogue), config.catalogue_path)
@@ -167,12 +165,22 @@ def missing_tasks(plan: ChipPlan, store: Path, records: Mapping[str, Record]) ->
 
 
 def cut_chips(ready: Prepared, config: RunConfig, journal: Journal) -> None:
-    """Run the tasks whose shards are missing."""
+    """Run the tasks whose shards are missing, once those that are there are known to be of the same scenes.
+
+    Raises:
+        InputError: when a scene has changed since.
+    """
     plan, store = ready.plan, config.chip_store
     missing = set(missing_tasks(plan, store, journal.records))
     if len(missing) < plan.shards:
         print(f"{plan.shards - len(missing)} of {plan.shards} shards are there already")
-    if not missing:
+    doubtful = [
+        task for task in plan.tasks() if task.key not in missing and journal.doubts(cut.scene.name for cut in task.cuts)
+    ]
+    if not doubtful:
+        journal.settle(store, "chips.store", changed=())
+    if not missing and not doubtful:
+        reopen_chip_store(store)
         return
     labels = {scene.label for scene in ready.catalogue.scenes if scene.label is not None}
     with indexed_labels(labels, store) as instead:
@@ -186,23 +194,51 @@ def cut_chips(ready: Prepared, config: RunConfig, journal: Journal) -> None:
             nodata=ready.nodata,
             statistics_of=config.train.split,
         )
-        to_do = (task for task in plan.tasks() if task.key in missing)
-        calls = ((group[0].key, (job, group)) for group in batches(to_do, plan.shards_per_task))
-        chips = sum(task.chips for task in plan.tasks() if task.key in missing)
-        with (
-            dask_client(config.cluster, jobs="cpu", run_dir=config.run_dir) as client,
-            ProgressReport("chipping", chips) as progress,
-        ):
-            rates = Rates(lambda: worker_count(client))
+        with dask_client(config.cluster, jobs="cpu", run_dir=config.run_dir) as client:
+            if doubtful:
+                compare(client, job, doubtful, journal, store)
+            # Not before: a store that is refused stays as it is.
+            reopen_chip_store(store)
+            if missing:
+                fill(client, job, plan, missing, journal)
 
-            def on_result(key: str, records: Sequence[dict[str, Any]]) -> None:
-                for record in records:
-                    journal.append(record.pop("key"), record)
-                    progress.advance(len(record["status"]), rates.note(record))
 
-            started = time.monotonic()
-            run_tasks(client, fill_shards, calls, on_result)
-            print(f"{chips} chips cut in {time.monotonic() - started:.1f} s")
+def compare(client: Any, job: ChipJob, tasks: Sequence[ChipTask], journal: Journal, store: Path) -> None:
+    """Compare shards with the scenes whose files were written or copied since.
+
+    Raises:
+        InputError: when a scene has changed.
+    """
+    names = journal.doubtful
+    print(f"{len(names)} of the scenes have files with another time of change than before: their chips are compared")
+    calls = ((f"compare/{task.key}", (job, (task,), names)) for task in tasks)
+    changed: set[str] = set()
+    with ProgressReport("comparing shards", len(tasks)) as progress:
+
+        def on_result(_: str, found: Sequence[str]) -> None:
+            changed.update(found)
+            progress.advance(1)
+
+        run_tasks(client, changed_scenes, calls, on_result)
+    journal.settle(store, "chips.store", changed)
+
+
+def fill(client: Any, job: ChipJob, plan: ChipPlan, missing: Collection[str], journal: Journal) -> None:
+    """Fill shards."""
+    to_do = (task for task in plan.tasks() if task.key in missing)
+    calls = ((group[0].key, (job, group)) for group in batches(to_do, plan.shards_per_task))
+    chips = sum(task.chips for task in plan.tasks() if task.key in missing)
+    with ProgressReport("chipping", chips) as progress:
+        rates = Rates(lambda: worker_count(client))
+
+        def on_result(key: str, records: Sequence[dict[str, Any]]) -> None:
+            for record in records:
+                journal.append(record.pop("key"), record)
+                progress.advance(len(record["status"]), rates.note(record))
+
+        started = time.monotonic()
+        run_tasks(client, fill_shards, calls, on_result)
+        print(f"{chips} chips cut in {time.monotonic() - started:.1f} s")
 
 
 def batches(tasks: Iterator[ChipTask], size: int) -> Iterator[tuple[ChipTask, ...]]:

@@ -26,7 +26,7 @@ from geochip.cluster import dask_client, describe_jobs, require_cluster, run_tas
 from geochip.config import ClusterConfig, RunConfig, available_cpus
 from geochip.errors import InputError, run_command
 from geochip.infer_plan import InferPlan, plan_inference, predictions_depend_on
-from geochip.infer_worker import Job, Piece, Record, predict_pieces, write_some_cogs
+from geochip.infer_worker import Job, Piece, Record, changed_pieces, predict_pieces, write_some_cogs
 from geochip.progress import ProgressReport
 from geochip.run_file import parse_command
 from geochip.scenes import SetAside, settle_bad_scenes
@@ -128,12 +128,17 @@ def work(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> dic
     started = time.perf_counter()
     failed: dict[str, SetAside] = {}
     missing = missing_pieces(plan, predictions, journal)
+    doubtful = doubtful_pieces(plan, predictions, journal)
+    if not doubtful:
+        journal.settle(predictions.path, "infer.store", changed=())
     with contextlib.ExitStack() as stack:
         # No cluster is started to find that there is nothing to do.
         client = None
-        if missing or missing_cogs(plan, predictions, journal, failed):
+        if missing or doubtful or missing_cogs(plan, predictions, journal, failed):
             cluster = cluster_for(plan.config)
             client = stack.enter_context(dask_client(cluster, jobs="gpu", run_dir=plan.config.run_dir))
+        if client is not None and doubtful:
+            compare_pieces(client, plan, predictions, doubtful, journal)
         if client is not None and missing:
             failed = predict_pieces_on(client, plan, predictions, missing, journal)
             now = {piece.scene.scene_id for piece in missing} - set(failed)
@@ -150,13 +155,66 @@ def work(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> dic
     return failed
 
 
-def missing_pieces(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> list[Piece]:
-    """The blocks that no run has finished. One of a scene that could not be read is among them: it may read now."""
-    pieces = [
+def pieces_of(plan: InferPlan, predictions: PredictionStore) -> list[Piece]:
+    """All blocks of all scenes."""
+    return [
         Piece(scene=scene, place=predictions.scenes[scene.scene_id], block=block)
         for scene in plan.scenes
         for block in blocks(scene.height, scene.width, predictions.block)
     ]
+
+
+def doubtful_pieces(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> list[tuple[Piece, int]]:
+    """The finished blocks of scenes whose files were written or copied since, each with its checksum."""
+    if not journal.doubtful:
+        return []
+    return [
+        (piece, record["pixels"])
+        for piece in pieces_of(plan, predictions)
+        if journal.doubts([piece.scene.scene_id]) and "pixels" in (record := journal.records.get(piece.key, {}))
+    ]
+
+
+def compare_pieces(
+    client: Any, plan: InferPlan, predictions: PredictionStore, pieces: Sequence[tuple[Piece, int]], journal: Journal
+) -> None:
+    """Compare what blocks were predicted from with what the scenes hold now.
+
+    Raises:
+        InputError: when a scene has changed.
+    """
+    print(
+        f"{len(journal.doubtful)} of the scenes have files with another time of change than before: their pixels are "
+        "compared"
+    )
+    job = job_of(plan, predictions)
+    scenes = {piece.key: piece.scene.scene_id for piece, _ in pieces}
+    changed: set[str] = set()
+    groups = list(_shared_out(pieces))
+    with ProgressReport("comparing pixels", len(groups)) as progress:
+        tasks = ((f"compare-{number}", (job, some)) for number, some in enumerate(groups))
+
+        def on_result(_: str, keys: Sequence[str]) -> None:
+            changed.update(scenes[key] for key in keys)
+            progress.advance(1)
+
+        run_tasks(client, changed_pieces, tasks, on_result)
+    journal.settle(predictions.path, "infer.store", changed)
+
+
+def job_of(plan: InferPlan, predictions: PredictionStore) -> Job:
+    """What all tasks of a run need to know."""
+    config = plan.config
+    return Job(
+        bundle=str(config.bundle_dir.absolute()), model_sha256=plan.model_sha256, device=config.infer.device,
+        store=str(predictions.path.absolute()), sliding=plan.sliding, nodata=plan.contract.nodata,
+        probability=predictions.probability,
+    )  # fmt: skip
+
+
+def missing_pieces(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> list[Piece]:
+    """The blocks that no run has finished. One of a scene that could not be read is among them: it may read now."""
+    pieces = pieces_of(plan, predictions)
     missing = [piece for piece in pieces if "class_pixels" not in journal.records.get(piece.key, {})]
     if not missing:
         print("all of them are predicted already")
@@ -169,12 +227,7 @@ def predict_pieces_on(
     client: Any, plan: InferPlan, predictions: PredictionStore, pieces: Sequence[Piece], journal: Journal
 ) -> dict[str, SetAside]:
     """Predict blocks on the cluster; returns the scenes that could not be read, by id."""
-    config = plan.config
-    job = Job(
-        bundle=str(config.bundle_dir.absolute()), model_sha256=plan.model_sha256, device=config.infer.device,
-        store=str(predictions.path.absolute()), sliding=plan.sliding, nodata=plan.contract.nodata,
-        probability=predictions.probability,
-    )  # fmt: skip
+    job = job_of(plan, predictions)
     scenes = {piece.key: piece.scene for piece in pieces}
     failed: dict[str, SetAside] = {}
     with ProgressReport("predicting blocks", len(pieces)) as progress:

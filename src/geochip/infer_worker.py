@@ -3,16 +3,17 @@
 The model is loaded once in each worker process and stays for the blocks that follow.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from geochip.blending import Sliding, pack, predict_block
+from geochip.blending import Sliding, pack, predict_block, read_block
 from geochip.errors import WorkError
 from geochip.model import SegmentationModel, bundle_sha256, load_bundle
 from geochip.scenes import Scene, SceneError, SceneReader
@@ -60,13 +61,15 @@ def predict_pieces(job: Job, number: int, pieces: Sequence[Piece]) -> dict[str, 
         pieces: the blocks.
 
     Returns:
-        By the blocks' keys: {"class_pixels": [...]}, or {"error": why} for a scene that could not be read.
+        By the blocks' keys: {"class_pixels": [...], "pixels": a checksum of what was read}, or {"error": why} for a
+        scene that could not be read.
     """
     model = _model(job, number)
     records: dict[str, Record] = {}
     for piece in pieces:
         try:
-            records[piece.key] = {"class_pixels": predict_piece(job, model, piece)}
+            class_pixels, pixels = predict_piece(job, model, piece)
+            records[piece.key] = {"class_pixels": class_pixels, "pixels": pixels}
         except SceneError as error:
             records[piece.key] = {"error": str(error).removeprefix(f"scene {piece.scene.scene_id}: ")}
         except torch.OutOfMemoryError:
@@ -83,8 +86,53 @@ def predict_pieces(job: Job, number: int, pieces: Sequence[Piece]) -> dict[str, 
     return records
 
 
-def predict_piece(job: Job, model: SegmentationModel, piece: Piece) -> list[int]:
-    """Predict and write one block; returns the number of its pixels of each class."""
+def changed_pieces(job: Job, pieces: Sequence[tuple[Piece, int]]) -> list[str]:
+    """Read again what blocks were predicted from; runs on a Dask worker.
+
+    Args:
+        job: as when they were predicted.
+        pieces: blocks, each with the "pixels" of its record.
+
+    Returns:
+        The keys of those that would be predicted from something else now.
+    """
+    changed = []
+    for piece, pixels in pieces:
+        reading = _Reading(job, piece.scene)
+        try:
+            with reading:
+                read_block(piece.block, piece.scene.height, piece.scene.width, job.sliding, reading.read)
+        except SceneError:
+            reading.crc = -1
+        if reading.crc != pixels:
+            changed.append(piece.key)
+    return changed
+
+
+class _Reading:
+    """Reads a scene as the model takes it, and sums up what it has read."""
+
+    def __init__(self, job: Job, scene: Scene) -> None:
+        self._reader, self._nodata = SceneReader(scene), job.nodata
+        self.crc = 0
+
+    def __enter__(self) -> Self:
+        self._reader.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._reader.__exit__(*error)
+
+    def read(self, window: Window) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        image_bhw, valid_hw = self._reader.read(window)
+        image_bhw = with_nodata(image_bhw, valid_hw, self._reader.scene.nodata, self._nodata)
+        for array in (image_bhw, valid_hw):
+            self.crc = zlib.crc32(np.ascontiguousarray(array).data, self.crc)
+        return image_bhw, valid_hw
+
+
+def predict_piece(job: Job, model: SegmentationModel, piece: Piece) -> tuple[list[int], int]:
+    """Predict and write one block; returns the number of its pixels of each class, and a checksum of what was read."""
     scene, block, sliding = piece.scene, piece.block, job.sliding
 
     def network(image_nbhw: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -93,17 +141,12 @@ def predict_piece(job: Job, model: SegmentationModel, piece: Piece) -> list[int]
             probability_nkhw: npt.NDArray[np.float32] = torch.softmax(logits_nkhw, dim=1).cpu().numpy()
         return probability_nkhw
 
-    with SceneReader(scene) as reader:
-
-        def read(window: Window) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-            image_bhw, valid_hw = reader.read(window)
-            return with_nodata(image_bhw, valid_hw, scene.nodata, job.nodata), valid_hw
-
-        probability_khw, valid_hw = predict_block(block, scene.height, scene.width, sliding, read, network)
+    with _Reading(job, scene) as reading:
+        probability_khw, valid_hw = predict_block(block, scene.height, scene.width, sliding, reading.read, network)
     class_hw, packed_khw = pack(probability_khw, valid_hw)
     write_block(Path(job.store), piece.place, block, class_hw, packed_khw if job.probability else None)
     pixels: list[int] = np.bincount(class_hw[valid_hw], minlength=sliding.classes).tolist()
-    return pixels
+    return pixels, reading.crc
 
 
 def with_nodata(

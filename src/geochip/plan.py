@@ -237,10 +237,10 @@ def chips_depend_on(plan: ChipPlan, config: RunConfig) -> tuple[dict[str, Any], 
 
 def _digests(planned: PlannedScene) -> dict[str, str | None]:
     if planned.scene is None:
-        return {"header": None, "content": None}
+        return {"header": None, "content": None, "stamp": None}
     digests: dict[str, str | None] = {**scene_digest(planned.scene, with_label=planned.usable)}
     if not planned.usable:
-        digests["content"] = None
+        digests |= {"content": None, "stamp": None}
     elif planned.aoi is not None:
         digests["content"] = f"{digests['content']}-{hashlib.sha256(shapely.to_wkb(planned.aoi)).hexdigest()[:16]}"
     return digests

@@ -72,7 +72,7 @@ def finished_store(case: Case, plan: Prepared) -> list[Finding]:
     if not store.exists() or known is None:
         return []
     try:
-        refuse_other(known, plan.header, records, store=store, option="chips.store")
+        refuse_other(known, plan.header, records.unread_scenes(), store=store, option="chips.store")
     except InputError as error:
         return fails("chip store", error)
     return [

@@ -93,9 +93,9 @@ def scene_digest(scene: Scene, *, with_label: bool) -> dict[str, str]:
     Returns:
         "header": a digest of what the image's header says; "content": of the images' sizes and of their first and last
         bytes (all of every image would take as long to read as the work itself) and, if it counts, of the label's
-        bytes.
+        bytes; "stamp": `Scene.image_stamp`, which tells when the pixels between have to be looked at.
     """
-    others = ("image", "stack", "label", "image_bytes", "label_bytes")
+    others = ("image", "stack", "label", "image_bytes", "image_stamp", "label_bytes")
     header = {one.name: getattr(scene, one.name) for one in fields(scene) if one.name not in others}
     header["transform"] = tuple(scene.transform)[:6]
     content = hashlib.sha256(f"{scene.image_bytes} ".encode())
@@ -107,6 +107,7 @@ def scene_digest(scene: Scene, *, with_label: bool) -> dict[str, str]:
     return {
         "header": hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16],
         "content": content.hexdigest()[:16],
+        "stamp": scene.image_stamp,
     }
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ class _Header:
     alpha: tuple[bool, ...]
     nodata: float | None
     bytes: int
+    stamp: tuple[tuple[str, int, int], ...]
+    """Of `_stamp`."""
 
     @property
     def grid(self) -> str:
@@ -120,11 +123,22 @@ def _header(path: str, option: str = "") -> _Header:
                 alpha=tuple(colour == ColorInterp.alpha for colour in dataset.colorinterp),
                 nodata=dataset.nodata,
                 bytes=Path(path).stat().st_size,
+                stamp=tuple(_stamp(name) for name in dataset.files),
             )
     except (RasterioError, OSError) as error:
         raise _MisfitError(
             f"{path} is no raster that GDAL can read, such as a GeoTIFF ({gdal_reason(error)})"
         ) from None
+
+
+def _stamp(path: str) -> tuple[str, int, int]:
+    """A file's name without its directory, its size in bytes and its time of change in nanoseconds."""
+    try:
+        facts = Path(path).stat()
+    except OSError:
+        # A source of a VRT that is gone, or one that is no file of this machine.
+        return Path(path).name, 0, 0
+    return Path(path).name, facts.st_size, facts.st_mtime_ns
 
 
 def _same_grid(one: _Header, other: _Header) -> bool:
@@ -172,6 +186,7 @@ def _scene(source: Source, headers: Sequence[_Header], bands: tuple[int, ...] | 
         band_names=tuple(names[number - 1] for number in chosen),
         pixel_size=_ground_pixel_size(crs, first.transform, first.height, first.width),
         image_bytes=sum(header.bytes for header in headers),
+        image_stamp=sha256(repr([header.stamp for header in headers]).encode()).hexdigest()[:16],
         label_bytes=_size(source.label),
     )
 

@@ -69,6 +69,9 @@ class Scene:
     """Side of a pixel on the ground at the scene's centre, in metres (geometric mean); None without a CRS."""
     image_bytes: int
     """Size of the image files, in bytes."""
+    image_stamp: str = ""
+    """Digest of the names, sizes and times of change of all files that GDAL takes pixels or masks from (a mask, the
+    sources of a VRT). With the same one the pixels are the same; with another one they need not be others."""
     label_bytes: int
     """Size of the label file, in bytes; 0 without one."""
 

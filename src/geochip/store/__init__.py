@@ -16,16 +16,9 @@ from geochip.store.chips import (
     sync_shard,
     write_shard,
 )
-from geochip.store.journal import (
-    Journal,
-    describe_difference,
-    journal_path,
-    make_header,
-    read_header,
-    read_journal,
-    refuse_other,
-)
+from geochip.store.journal import Journal, journal_path, read_header, read_journal
 from geochip.store.lock import StoreLock
+from geochip.store.origin import describe_difference, make_header, refuse_other
 from geochip.store.predictions import PredictedScene, PredictionStore, SceneGrid, open_scene, write_block
 
 __all__ = [

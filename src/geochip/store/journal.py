@@ -5,11 +5,10 @@ made from, then a record for every finished task. It stands beside the store and
 do not depend on the order in which tasks finished.
 """
 
-import hashlib
 import json
 import os
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,36 +16,12 @@ from typing import Any, Self
 from geochip.errors import InputError
 from geochip.files import disk_full, is_disk_full, make_directory, writing_durably
 from geochip.store.lock import StoreLock
+from geochip.store.origin import alike, made_from_something_else, named, refuse_other
 
 
 def journal_path(store: Path) -> Path:
     """Where a store's journal is."""
     return store.with_name(f"{store.name}.journal")
-
-
-def make_header(
-    settings: Mapping[str, Any], scenes: Mapping[str, Mapping[str, str | None]], **extra: Any
-) -> dict[str, Any]:
-    """The header of a store's journal: what the store is made from.
-
-    Args:
-        settings: the settings that decide what the store holds, by the name that a person knows them by.
-        scenes: of each scene, by its name, a digest of its "header" and of its "content"; None for what could not be
-            read.
-        extra: what else a later run shall know, JSON-ready. It makes no other store when it changes.
-
-    Returns:
-        All of it, and under "fingerprint" the SHA-256 of the settings and the scenes' headers. The contents are left
-        out of it: a file that was mended makes no other store.
-    """
-    # As it will be read back: lists and tuples are one.
-    content: dict[str, Any] = json.loads(json.dumps({**extra, "settings": settings, "scenes": scenes}))
-    return {**content, "fingerprint": _fingerprint(content)}
-
-
-def _fingerprint(header: Mapping[str, Any]) -> str:
-    headers = {name: digests["header"] for name, digests in header["scenes"].items()}
-    return hashlib.sha256(json.dumps([header["settings"], headers], sort_keys=True).encode()).hexdigest()
 
 
 def read_header(store: Path) -> dict[str, Any] | None:
@@ -56,67 +31,6 @@ def read_header(store: Path) -> dict[str, Any] | None:
             return _document(file.readline())
     except FileNotFoundError:
         return None
-
-
-def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any], unread: Collection[str] = ()) -> str | None:
-    """In words, what differs between two headers; None when nothing does.
-
-    Args:
-        old: what a store was begun with.
-        new: what it would be continued with.
-        unread: names of scenes that could not be read so far, whose content may be another one by now. A scene whose
-            header could not be read before may have any by now.
-    """
-    was, now = old["settings"], new["settings"]
-    differences = [
-        f"{name} was {was.get(name)!r}, now {now.get(name)!r}"
-        for name in {**now, **was}
-        if was.get(name) != now.get(name)
-    ]
-    before, after = old["scenes"], new["scenes"]
-    changed, unreadable = [], []
-    for name in after:
-        if name not in before or before[name] == after[name] or before[name]["header"] is None:
-            continue
-        if None in after[name].values():
-            if name not in unread and before[name]["content"] is not None:
-                unreadable.append(name)
-        elif before[name]["header"] != after[name]["header"] or (
-            name not in unread and before[name]["content"] is not None
-        ):
-            changed.append(name)
-    for words, names in (
-        ("not there before", [name for name in after if name not in before]),
-        ("gone", [name for name in before if name not in after]),
-        ("changed", changed),
-        ("readable before and not now", unreadable),
-    ):
-        if names:
-            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            differences.append(f"{len(names)} scene{'s' if len(names) > 1 else ''} {words}: {shown}")
-    if not differences and old.get("fingerprint") != _fingerprint(old):
-        return "it was made by another version of geochip"
-    return "; ".join(differences) or None
-
-
-def refuse_other(
-    known: Mapping[str, Any], header: Mapping[str, Any], records: "Records", *, store: Path, option: str
-) -> None:
-    """Raise `InputError` when a store was made from something else.
-
-    Args:
-        known: the header of its journal.
-        header: the header of what it would be continued with.
-        records: of its journal.
-        store: the store.
-        option: the key of the run file that names it.
-    """
-    unread = {name for key in records.unread for name in records[key]["unread"]}
-    if difference := describe_difference(known, header, unread):
-        raise InputError(
-            f"{option}: {store} was made from something else: {difference}; "
-            f"choose another run_dir or --{option}, or remove it to make it anew"
-        )
 
 
 class Records(Mapping[str, dict[str, Any]]):
@@ -153,6 +67,10 @@ class Records(Mapping[str, dict[str, Any]]):
         else:
             self.unread.discard(key)
 
+    def unread_scenes(self) -> set[str]:
+        """Names of the scenes that could not be read so far."""
+        return {name for key in self.unread for name in self[key]["unread"]}
+
     def line(self, key: str) -> bytes:
         """The record as it stands in the file, its key and the end of the line included."""
         start, length = self._places[key]
@@ -187,6 +105,10 @@ class Journal:
         """What the store is made from, and what earlier runs noted beside that."""
         self.records = records
         """What is known of each finished task, by its key."""
+        self.doubtful: frozenset[str] = frozenset()
+        """Names of scenes whose files were written or copied since, although all that was compared of them is the same:
+        what was made of them has to be compared with what they hold now, and `settle` called, before anything is
+        added."""
         self._lock = lock
         # Unbuffered: what a full disk did not take is not tried again when the file is closed.
         self._file = path.open("r+b", buffering=0)
@@ -216,17 +138,23 @@ class Journal:
             _rewrite(path, header, records, [])
             _, records, good_bytes = read_journal(path)
             return cls(path, header, records, good_bytes, lock)
-        refuse_other(known, header, records, store=store, option=option)
+        unread = records.unread_scenes()
+        refuse_other(known, header, unread, store=store, option=option)
+        other = {name for name, digests in header["scenes"].items() if known["scenes"][name] != digests}
+        # A file was mended: from now on its content is what must not change, and what was made of its old one is not
+        # done.
+        mended = {name for name in other if name in unread or not alike(known["scenes"][name], header["scenes"][name])}
+        doubtful = frozenset(other - mended)
+        scenes = {**header["scenes"], **{name: known["scenes"][name] for name in doubtful}}
         # What an earlier run noted for later ones stays, until it is noted anew.
-        header = {**known, **header}
-        if known != header:
-            # A file was mended: from now on its content is what must not change, and what was made of its old one is
-            # not done.
-            changed = {name for name, digests in header["scenes"].items() if known["scenes"][name] != digests}
-            kept = [key for key in records if not changed or changed.isdisjoint(records[key].get("scenes", ()))]
-            _rewrite(path, header, records, kept)
+        kept_header = {**known, **header, "scenes": scenes}
+        if known != kept_header:
+            kept = [key for key in records if not mended or mended.isdisjoint(records[key].get("scenes", ()))]
+            _rewrite(path, kept_header, records, kept)
             _, records, good_bytes = read_journal(path)
-        return cls(path, header, records, good_bytes, lock)
+        journal = cls(path, {**kept_header, "scenes": header["scenes"]}, records, good_bytes, lock)
+        journal.doubtful = doubtful
+        return journal
 
     @classmethod
     def of_store(cls, store: Path, header: dict[str, Any], *, option: str) -> "Journal":
@@ -261,6 +189,32 @@ class Journal:
         except BaseException:
             lock.release()
             raise
+
+    def doubts(self, scenes: Iterable[str]) -> bool:
+        """Whether some of the scenes are doubtful."""
+        return bool(self.doubtful) and not self.doubtful.isdisjoint(scenes)
+
+    def settle(self, store: Path, option: str, changed: Collection[str]) -> None:
+        """Say what came of the doubtful scenes.
+
+        Args:
+            store: the store, for the error.
+            option: the key of the run file that names it, for the error.
+            changed: names of those whose pixels are others now.
+
+        Raises:
+            InputError: when there are such; the store and its journal are as they were.
+            WorkError: when the disk is full.
+        """
+        if changed:
+            raise made_from_something_else(store, option, named("changed", sorted(changed)))
+        if self.doubtful:
+            self._file.close()
+            _rewrite(self.path, self.header, self.records, list(self.records))
+            _, self.records, self._size = read_journal(self.path)
+            self._file = self.path.open("r+b", buffering=0)
+            self._file.seek(self._size)
+            self.doubtful = frozenset()
 
     def append(self, key: str, record: Mapping[str, Any]) -> None:
         """Record a finished task; it is on disk when this returns.
