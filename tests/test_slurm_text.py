@@ -413,7 +413,7 @@ def test_lines_of_squeue_become_states():
     assert states["12"] == JobState(
         job_id="12", state="PENDING", reason="Priority", expected_start="2026-03-01T14:00:00"
     )
-    assert states["13"] == JobState(job_id="13", state="RUNNING", nodes="node[1-2]")
+    assert states["13"] == JobState(job_id="13", state="RUNNING", nodes="node[1-2]", started="2026-03-01T13:00:00")
     assert states["14"].reason == "ReqNodeNotAvail, UnavailableNodes:a|b"
     assert states["14"].expected_start is None
     assert [job_id for job_id, state in states.items() if state.ended] == ["15"]

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import time
 from pathlib import Path
 
@@ -21,12 +22,16 @@ class Slurm:
 
     key, name, address = "cluster.cpu", "geochip-test", "tcp://nowhere"
     start_seconds, life_seconds = 300.0, 10.0
+    refusal, most = "Job violates accounting/QOS policy", 1000
 
     def __init__(self, tmp_path):
         self.states, self.here, self.ids = {}, set(), map(str, itertools.count(1))
         self.cancelled, self.closed, self.directory = [], 0, tmp_path
+        self.started = {}
 
     def submit(self):
+        if len(self.states) >= self.most:
+            raise SlurmError(f"sbatch: {self.refusal}; ask for fewer workers", self.refusal)
         job_id = next(self.ids)
         self.states[job_id] = "RUNNING"
         self.here.add(job_id)
@@ -47,7 +52,7 @@ class Slurm:
 
     def job_states(self, ids, *, details=True):
         return {
-            job_id: JobState(job_id=job_id, state=self.states[job_id])
+            job_id: JobState(job_id=job_id, state=self.states[job_id], started=self.started.get(job_id, "12:00"))
             for job_id in ids
             if self.states.get(job_id) is not None
         }
@@ -106,6 +111,64 @@ def test_jobs_that_reached_their_time_are_renewed_however_many_were_lost(slurm, 
         slurm.end("4", "FAILED")
         looks(supervisor)
         with pytest.raises(WorkError, match=r"^2 jobs were lost, and cluster.max_replacements is 0; see the logs"):
+            supervisor.look()
+
+
+def at(monkeypatch, seconds):
+    """Set the clock to that many seconds from now on."""
+    now = time.monotonic() + seconds
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+
+def test_what_slurm_takes_of_the_jobs_is_worked_with_and_the_others_are_tried_again(slurm, monkeypatch, capsys):
+    slurm.most = 2
+    with Supervisor(slurm, slurm, ClusterConfig(max_replacements=0), 4) as supervisor:
+        told = capsys.readouterr().err
+        assert "submitted jobs 1, 2 as" in told
+        assert "Job violates accounting/QOS policy; ask for fewer workers; going on with 2 of 4 workers" in told
+        looks(supervisor)
+        # As long as the words are the same they are not said again.
+        for _ in range(2):
+            at(monkeypatch, 61)
+            looks(supervisor)
+        assert "policy" not in capsys.readouterr().err
+        slurm.most = 3
+        at(monkeypatch, 61)
+        looks(supervisor)
+        assert list(slurm.states) == ["1", "2", "3"]
+        # It is in place of none, and none is in place of one that is lost.
+        assert re.search(r"submitted job 3$", capsys.readouterr().err, re.MULTILINE)
+        slurm.most = 10
+        slurm.end("1", "FAILED")
+        at(monkeypatch, 61)
+        looks(supervisor)
+        assert list(slurm.states) == ["1", "2", "3", "4"]
+        supervisor.look()
+        for job_id in ("2", "3", "4"):
+            slurm.end(job_id, "FAILED")
+        looks(supervisor)
+        with pytest.raises(WorkError, match=r"^4 jobs were lost, and cluster.max_replacements is 0"):
+            supervisor.look()
+
+
+def test_no_job_is_too_few(slurm):
+    slurm.most = 0
+    with pytest.raises(SlurmError, match="policy; ask for fewer"), Supervisor(slurm, slurm, ClusterConfig(), 3):
+        pytest.fail("there is no job")
+
+
+def test_a_job_that_went_and_came_back_between_two_looks_began_anew(slurm, monkeypatch, capsys):
+    with Supervisor(slurm, slurm, ClusterConfig(max_replacements=0), 1) as supervisor:
+        looks(supervisor)
+        at(monkeypatch, slurm.life_seconds)
+        slurm.started["1"] = "12:10"
+        looks(supervisor)
+        told = "job 1 was requeued (preempted, or its node failed); it runs again"
+        assert capsys.readouterr().err.count(told) == 1
+        # It did not live long enough to have come to the end of its time.
+        slurm.end("1", "COMPLETED")
+        looks(supervisor)
+        with pytest.raises(WorkError, match=r"^1 jobs were lost, and cluster.max_replacements is 0"):
             supervisor.look()
 
 

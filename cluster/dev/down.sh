@@ -30,7 +30,7 @@ if timeout 5 scontrol ping >/dev/null 2>&1; then
   done
 fi
 
-for daemon in slurmd. slurmctld munged; do
+for daemon in slurmd. slurmctld slurmdbd mariadbd munged; do
   while read -r name pid; do
     [[ $name == "$daemon"* ]] || continue
     alive "$name" "$pid" || continue

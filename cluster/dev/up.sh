@@ -12,7 +12,8 @@ DIR is made, short (sockets lie in it), and removed by down.sh. From the environ
   SLURM_DEV_MEM=8000   memory that each node claims to have, MB
   SLURM_DEV_GPUS=1     GPUs that each node claims to have
   SLURM_DEV_GRACE=0    seconds that a preempted job is given (GraceTime of the partition preempt)
-  SLURM_DEV_PORT       first of NODES + 1 ports in a row; default: free ones, chosen at random
+  SLURM_DEV_ACCOUNTS=0 1: with accounting: only who has an account may submit, within its limits
+  SLURM_DEV_PORT       first of NODES + 2 ports in a row; default: free ones, chosen at random
 TEXT
 }
 fail() {
@@ -27,9 +28,10 @@ cpus=${SLURM_DEV_CPUS:-4}
 memory=${SLURM_DEV_MEM:-8000}
 gpus=${SLURM_DEV_GPUS:-1}
 grace=${SLURM_DEV_GRACE:-0}
+accounts=${SLURM_DEV_ACCOUNTS:-0}
 
 for setting in "SLURM_DEV_NODES=$nodes" "SLURM_DEV_CPUS=$cpus" "SLURM_DEV_MEM=$memory" "SLURM_DEV_GPUS=$gpus" \
-  "SLURM_DEV_GRACE=$grace" "SLURM_DEV_PORT=${SLURM_DEV_PORT:-0}"; do
+  "SLURM_DEV_GRACE=$grace" "SLURM_DEV_ACCOUNTS=$accounts" "SLURM_DEV_PORT=${SLURM_DEV_PORT:-0}"; do
   [[ $setting =~ =[0-9]+$ ]] || fail "$setting must be a whole number"
 done
 [ "$nodes" -ge 1 ] || fail "SLURM_DEV_NODES=$nodes must be at least 1"
@@ -38,6 +40,12 @@ for program in munged slurmctld slurmd sinfo unshare; do
   command -v "$program" >/dev/null ||
     fail "$program is missing: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge"
 done
+if [ "$accounts" -gt 0 ]; then
+  for program in slurmdbd mariadbd sacctmgr; do
+    command -v "$program" >/dev/null ||
+      fail "$program is missing: apt-get install --no-install-recommends slurmdbd mariadb-server-core"
+  done
+fi
 [ "${#dir}" -le 80 ] || fail "$dir is too long: the path of a socket has at most 107 bytes; use something like /tmp/slurm"
 [[ $dir != *[[:space:]\",%]* ]] || fail "$dir: Slurm's configuration takes no spaces, quotes, commas or % in it"
 [ ! -e "$dir/pids" ] || fail "$dir is in use; cluster/dev/down.sh $dir first" 3
@@ -45,7 +53,7 @@ done
 # Slurm has no way to ask the system for a port. Below 32768 the system gives none of them to others.
 free_ports() {
   local port
-  for ((port = $1; port <= $1 + nodes; port++)); do
+  for ((port = $1; port <= $1 + nodes + 1; port++)); do
     if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then return 1; fi
   done
 }
@@ -56,7 +64,7 @@ if [ -z "$port" ]; then
     if free_ports "$port"; then break; fi
   done
 fi
-free_ports "$port" || fail "ports $port to $((port + nodes)) are taken; choose another SLURM_DEV_PORT" 3
+free_ports "$port" || fail "ports $port to $((port + nodes + 1)) are taken; choose another SLURM_DEV_PORT" 3
 
 umask 022
 mkdir -p "$dir"/{etc,munge,spool,state,log,dev}
@@ -81,6 +89,15 @@ if [ "$gpus" -gt 0 ]; then
     mknod "$dir/dev/nvidia$gpu" c 1 3
     echo "Name=gpu File=$dir/dev/nvidia$gpu" >>"$dir/etc/gres.conf"
   done
+fi
+
+accounting="AccountingStorageType=accounting_storage/none"
+if [ "$accounts" -gt 0 ]; then
+  accounting="AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort=$((port + nodes + 1))
+AccountingStoragePass=$dir/munge/sock
+AccountingStorageEnforce=associations,limits,qos"
 fi
 
 # FirstJobId: ports of trainings derive from job ids, and those of two such clusters on one machine must not meet.
@@ -128,7 +145,7 @@ MinJobAge=600
 InactiveLimit=0
 SlurmctldTimeout=30
 SlurmdTimeout=60
-AccountingStorageType=accounting_storage/none
+$accounting
 JobCompType=jobcomp/filetxt
 JobCompLoc=$dir/log/jobcomp.log
 $gres_types
@@ -147,6 +164,47 @@ for _ in {1..100}; do
   if [ -S "$dir/munge/sock" ]; then break; fi
   sleep 0.05
 done
+if [ "$accounts" -gt 0 ]; then
+  # A database of its own, which nothing but a socket of this directory leads to, and slurmdbd before it.
+  export MYSQL_UNIX_PORT="$dir/database/sock"
+  mkdir -p "$dir/database/data"
+  # slurmdbd has a procedure stored: without the tables for that all limits would read as 0.
+  { printf 'create database mysql;\nuse mysql;\n' && cat /usr/share/mysql/mysql_system_tables.sql; } |
+    mariadbd --no-defaults --bootstrap --user=root --datadir="$dir/database/data" >"$dir/log/mariadb-bootstrap.out" 2>&1
+  setsid mariadbd --no-defaults --user=root --datadir="$dir/database/data" --socket="$MYSQL_UNIX_PORT" \
+    --pid-file="$dir/database/mariadbd.pid" --skip-networking --skip-grant-tables --innodb-buffer-pool-size=32M \
+    --innodb-flush-log-at-trx-commit=0 </dev/null >"$dir/log/mariadbd.out" 2>&1 &
+  echo "mariadbd $!" >>"$dir/pids"
+  (umask 077 && cat >"$dir/etc/slurmdbd.conf") <<CONF
+AuthType=auth/munge
+AuthInfo=socket=$dir/munge/sock
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort=$((port + nodes + 1))
+SlurmUser=root
+PidFile=$dir/slurmdbd.pid
+LogFile=$dir/log/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm
+CommunicationParameters=NoInAddrAnyDBD
+CONF
+  for _ in {1..100}; do
+    if [ -S "$MYSQL_UNIX_PORT" ]; then break; fi
+    sleep 0.1
+  done
+  # It looks for its configuration beside slurm.conf.
+  setsid slurmdbd -D </dev/null >"$dir/log/slurmdbd.out" 2>&1 &
+  echo "slurmdbd $!" >>"$dir/pids"
+  for _ in {1..100}; do
+    if sacctmgr --noheader list cluster >/dev/null 2>&1; then break; fi
+    sleep 0.1
+  done
+  sacctmgr --immediate --quiet add cluster dev >/dev/null
+  sacctmgr --immediate --quiet add account science Description=science Organization=dev >/dev/null
+  sacctmgr --immediate --quiet add user root Account=science >/dev/null
+fi
 setsid slurmctld -D -f "$SLURM_CONF" </dev/null >"$dir/log/slurmctld.out" 2>&1 &
 echo "slurmctld $!" >>"$dir/pids"
 

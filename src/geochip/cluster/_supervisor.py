@@ -9,12 +9,12 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from geochip.cluster._causes import cause_of, end_of, say, show
+from geochip.cluster._jobs import Job, end_in_words, groups, listed, of_those_not_there
 from geochip.cluster._signals import undisturbed
 from geochip.cluster._tasks import WHAT_IS_KEPT
 from geochip.config import ClusterConfig
@@ -80,20 +80,6 @@ class StillWaitingError(WorkError):
         """What the jobs do, in words."""
 
 
-@dataclass
-class _Job:
-    job_id: str
-    state: str = "PENDING"
-    reason: str = ""
-    expected_start: str | None = None
-    running_since: float | None = None
-    came: bool = False
-    """Whether its worker ever connected, since the job last started."""
-    slow_told: bool = False
-    doubts: int = 0
-    """How many times in a row it looked gone."""
-
-
 class Supervisor:
     """Keeps the jobs of a run; as a context manager it submits them and cancels what is left of them."""
 
@@ -108,14 +94,15 @@ class Supervisor:
         """
         self.advice = f"give them more memory ({submitter.key}.memory), or use smaller chips or blocks"
         self._submitter, self._scheduler, self._cluster, self._count = submitter, scheduler, cluster, count
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._failure: Exception | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="geochip-supervisor", daemon=True)
         self._ever = self._submitted = False
         self._lost = self._stillborn = self._tails = 0
-        self._to_renew = self._to_replace = self._replaced = 0
+        self._to_submit = self._to_renew = self._to_replace = self._replaced = 0
         self._retry_at = 0.0
+        self._refused = ""
         self._told: Any = None
         self._limit_told = False
         self._told_at = self._last_worker = time.monotonic()
@@ -126,9 +113,13 @@ class Supervisor:
 
     def __enter__(self) -> Self:
         try:
-            for _ in range(self._count):
-                self._submit()
-            say(f"submitted {_listed(list(self._jobs))} as {self._submitter.name}; logs: {self._log_of('JOB')}")
+            refusal = self._submit_all()
+            say(f"submitted {listed(list(self._jobs))} as {self._submitter.name}; logs: {self._log_of('JOB')}")
+            if refusal is not None:
+                say(
+                    f"{refusal}; going on with {len(self._jobs)} of {self._count} workers, and trying again for the "
+                    "others every minute"
+                )
             self._next_poll = time.monotonic() + _POLL_SECONDS[0]
             self._thread.start()
         except BaseException:
@@ -182,6 +173,25 @@ class Supervisor:
                 break
         _gone(ids, _END_SECONDS)
 
+    def _submit_all(self) -> SlurmError | None:
+        """Submit the jobs; returns why some of them were refused, if one at least was not.
+
+        Raises:
+            SlurmError: when Slurm takes none.
+        """
+        for number in range(self._count):
+            try:
+                self._submit()
+            except SlurmError as error:
+                if not self._jobs:
+                    raise
+                # As Slurm takes the others, it has something against their number: a limit on submitted jobs.
+                self._to_submit = self._count - number
+                self._retry_at = time.monotonic() + _RETRY_SECONDS
+                self._refused = str(error)
+                return error
+        return None
+
     # --- in the supervisor's thread
 
     def _watch(self) -> None:
@@ -204,7 +214,7 @@ class Supervisor:
             self._failure = StillWaitingError(
                 f"no worker for {self._cluster.wait_minutes:g} minutes (cluster.wait_minutes): {self._in_words(here)}; "
                 f"raise it, or {self._way_out()}; {WHAT_IS_KEPT}",
-                "; ".join(self._of_the_others(here)),
+                "; ".join(of_those_not_there(self._jobs.values(), here)),
             )
 
     def _poll(self, now: float, here: set[str]) -> None:
@@ -223,7 +233,7 @@ class Supervisor:
             self._refill(now, here)
             self._tell(now, here)
 
-    def _judge(self, job: _Job, state: JobState | None, now: float, here: set[str]) -> None:
+    def _judge(self, job: Job, state: JobState | None, now: float, here: set[str]) -> None:
         """Take in what Slurm says of one job."""
         if state is None and job.job_id in here:
             return  # Slurm forgot it, or was not asked everything; its worker is there.
@@ -233,11 +243,15 @@ class Supervisor:
                 self._has_ended(job, state, now)
             return
         job.doubts = 0
-        if state.state == "PENDING" and job.running_since is not None:
-            say(f"job {job.job_id} was requeued (preempted, or its node failed); it comes back by itself")
+        pending, runs = state.state == "PENDING", state.state == "RUNNING"
+        # Between two looks it may have gone and come back.
+        again = runs and job.started not in (None, state.started)
+        if job.running_since is not None and (pending or again):
+            comes = "runs again" if again else "comes back by itself"
+            say(f"job {job.job_id} was requeued (preempted, or its node failed); it {comes}")
             job.running_since, job.came, job.slow_told = None, False, False
-        if state.state == "RUNNING" and job.running_since is None:
-            job.running_since = now
+        if runs and job.running_since is None:
+            job.running_since, job.started = now, state.started
         same_reason = job.reason == state.reason
         job.state, job.reason, job.expected_start = state.state, state.reason, state.expected_start
         if job.state == "PENDING" and not here and same_reason and explain(job.reason).hopeless:
@@ -246,7 +260,7 @@ class Supervisor:
         elif job.running_since is not None and not job.came:
             self._slow_start(job, state, now)
 
-    def _slow_start(self, job: _Job, state: JobState, now: float) -> None:
+    def _slow_start(self, job: Job, state: JobState, now: float) -> None:
         """A job that runs, and from which nothing is heard."""
         assert job.running_since is not None
         waited = now - job.running_since
@@ -262,7 +276,7 @@ class Supervisor:
             )
             self._show_tail(job)
 
-    def _has_ended(self, job: _Job, state: JobState | None, now: float) -> None:
+    def _has_ended(self, job: Job, state: JobState | None, now: float) -> None:
         """A job is gone while there is work: say so, and whether it is to be replaced."""
         del self._jobs[job.job_id]
         ran = now - job.running_since if job.running_since is not None else 0.0
@@ -275,7 +289,7 @@ class Supervisor:
         self._lost += 1
         self._to_replace += 1
         self._stillborn += not job.came
-        say(f"job {job.job_id} {_end_in_words(job, state)}")
+        say(f"job {job.job_id} {end_in_words(job, state)}")
         shown = self._show_tail(job)
         if not self._ever and self._stillborn >= min(max(self._count, 2), _STILLBORN):
             self._give_up(
@@ -284,10 +298,12 @@ class Supervisor:
             )
 
     def _refill(self, now: float, here: set[str]) -> None:
-        """Submit jobs in place of those that ended."""
-        while (self._to_renew or self._to_replace) and now >= self._retry_at and not self._stop.is_set():
+        """Submit the jobs that Slurm refused at first, and others in place of those that ended."""
+        while self._to_submit + self._to_renew + self._to_replace and now >= self._retry_at:
+            if self._stop.is_set():
+                return
             # Those that ended in time do not count: only what was lost is bounded.
-            if not self._to_renew and self._replaced >= self._cluster.max_replacements:
+            if not (self._to_submit or self._to_renew) and self._replaced >= self._cluster.max_replacements:
                 if not self._jobs:
                     self._give_up(
                         f"{self._lost} jobs were lost, and cluster.max_replacements is "
@@ -306,20 +322,26 @@ class Supervisor:
                 if not self._jobs and not here:
                     self._failure = error
                     return
-                say(f"{error}; tried again in a minute")
+                if str(error) != self._refused:
+                    say(f"{error}; tried again every minute")
+                self._refused = str(error)
                 self._retry_at = now + _RETRY_SECONDS
                 return
-            if self._to_renew:
+            self._refused = ""
+            instead = self._to_submit == 0
+            if self._to_submit:
+                self._to_submit -= 1
+            elif self._to_renew:
                 self._to_renew -= 1
             else:
                 self._to_replace -= 1
                 self._replaced += 1
-            say(f"submitted job {job_id} instead")
+            say(f"submitted job {job_id}{' instead' if instead else ''}")
 
     def _submit(self) -> str:
         self._submitted = True
         job_id = self._submitter.submit()
-        self._jobs[job_id] = _Job(job_id)
+        self._jobs[job_id] = Job(job_id)
         return job_id
 
     def _give_up(self, why: str) -> None:
@@ -329,44 +351,18 @@ class Supervisor:
 
     def _tell(self, now: float, here: set[str]) -> None:
         """Say how things stand when that has changed, and every minute while jobs are waited for."""
-        groups = self._groups(here)
-        waiting = any(kind not in ("there", "starting") for kind in groups)
-        signature = {kind: len(jobs) for kind, jobs in groups.items()}
+        standing = groups(self._jobs.values(), here)
+        waiting = any(kind not in ("there", "starting") for kind in standing)
+        signature = {kind: len(jobs) for kind, jobs in standing.items()}
         every = _TELL_SECONDS_AT_WORK if here else _TELL_SECONDS
         if signature != self._told or ((waiting or not here) and now - self._told_at >= every):
             self._told, self._told_at = signature, now
             say(self._in_words(here))
 
-    def _groups(self, here: set[str]) -> dict[str, list[_Job]]:
-        """Jobs by what they do: "there", "starting", or the reason for which they wait."""
-        groups: dict[str, list[_Job]] = {}
-        for job in self._jobs.values():
-            if job.job_id in here:
-                kind = "there"
-            elif job.state == "PENDING":
-                kind = f"PENDING {job.reason}"
-            else:
-                kind = "starting" if job.state in ("RUNNING", "CONFIGURING", "COMPLETING") else job.state
-            groups.setdefault(kind, []).append(job)
-        return groups
-
     def _in_words(self, here: set[str]) -> str:
-        there = len(self._groups(here).get("there", []))
-        return "; ".join([f"{there} of {self._count} workers are there", *self._of_the_others(here)])
-
-    def _of_the_others(self, here: set[str]) -> list[str]:
-        """What the jobs do whose workers are not there."""
-        groups = self._groups(here)
-        groups.pop("there", None)
-        parts = []
-        if starting := groups.pop("starting", []):
-            parts.append(f"{_listed([job.job_id for job in starting])} {_verb(starting, 'start')}")
-        for jobs in groups.values():
-            reason = explain(jobs[0].reason)
-            part = f"{_listed([job.job_id for job in jobs])} {_verb(jobs, 'wait')}: {reason.words}"
-            starts = sorted(job.expected_start for job in jobs if job.expected_start)
-            parts.append(part + (f", expected start {starts[0].replace('T', ' ')}" if starts else ""))
-        return parts
+        jobs = self._jobs.values()
+        there = len(groups(jobs, here).get("there", []))
+        return "; ".join([f"{there} of {self._count} workers are there", *of_those_not_there(jobs, here)])
 
     def _way_out(self) -> str:
         """What might bring workers."""
@@ -379,7 +375,7 @@ class Supervisor:
             else f"ask for less ({self._submitter.key}: cores, memory, walltime), or for another partition"
         )
 
-    def _show_tail(self, job: _Job) -> str:
+    def _show_tail(self, job: Job) -> str:
         """Show the end of a job's log, of the first few jobs; returns it."""
         text = end_of(self._submitter.log(job.job_id))
         self._tails += 1
@@ -389,19 +385,6 @@ class Supervisor:
 
     def _log_of(self, job_id: str) -> str:
         return str(self._submitter.log(job_id))
-
-
-_ENDS = {
-    "BOOT_FAIL": "could not be started: its node did not boot",
-    "CANCELLED": "was cancelled",
-    "COMPLETED": "ended",
-    "DEADLINE": "reached its deadline",
-    "FAILED": "failed",
-    "NODE_FAIL": "lost its node",
-    "OUT_OF_MEMORY": "ran out of memory",
-    "PREEMPTED": "was preempted",
-    "TIMEOUT": "reached its walltime",
-}
 
 
 def _gone(ids: Sequence[str], seconds: float) -> bool:
@@ -415,26 +398,3 @@ def _gone(ids: Sequence[str], seconds: float) -> bool:
             return False
         time.sleep(0.5)
     return True
-
-
-def _end_in_words(job: _Job, state: JobState | None) -> str:
-    if state is None:
-        return "is gone, and Slurm knows no more of it"
-    words = _ENDS.get(state.state)
-    if words is None:
-        words = f"is held: {explain(state.reason).words}" if state.state == "PENDING" else "was ended: no worker came"
-    where = f" on {state.nodes}" if state.nodes else ""
-    code = f" with exit code {state.exit_code}" if state.exit_code not in (None, "0:0") else ""
-    return f"{words}{where}{code}{'' if job.came else ' before its worker came'}"
-
-
-def _verb(jobs: Sequence[object], verb: str) -> str:
-    return f"{verb}s" if len(jobs) == 1 else verb
-
-
-def _listed(ids: Sequence[str]) -> str:
-    """Job 7, or jobs 7, 8, 9, 10, 11 and 3 more."""
-    if len(ids) == 1:
-        return f"job {ids[0]}"
-    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-    return f"jobs {', '.join(ids[:5])}{more}"
