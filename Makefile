@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 DEMO ?= demo
 # Two ranks, however many cores: the demo is the whole way a cluster would go, at a size for a laptop.
 RANKS ?= 2
+# Processes that tests run in, a file of tests in one of them; each takes about 4 GiB.
+JOBS ?= 2
 
 .PHONY: venv demo test lint bench clean
 
@@ -35,7 +37,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check

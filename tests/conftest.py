@@ -1,11 +1,16 @@
 import logging
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 from distributed import LocalCluster
 
 from helpers import IMAGE, LABEL, box, data_flags, write_label, write_scene
+
+# No test fails for the time that it takes: machines are busy.
+hypothesis.settings.register_profile("geochip", deadline=None)
+hypothesis.settings.load_profile("geochip")
 
 
 @pytest.fixture(scope="session")

@@ -380,7 +380,7 @@ def test_the_environment_of_a_surrounding_job_is_left_behind():
         ("More processors requested than permitted", "ask for fewer cores (cluster.gpu.cores"),
         ("Invalid generic resource (gres) specification", "name generic resources that there are (cluster.gpu.gres"),
         ("Invalid feature specification", "--constraint in cluster.gpu.directives"),
-        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", "name"),
+        ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", "ask for less"),
         ("Unable to contact slurm controller (connect failure)", "try `scontrol ping`"),
         ("unrecognized option '--nonsense'", "correct cluster.gpu.directives"),
         ("something new", "see `man sbatch`, or ask the site's staff"),

@@ -1,8 +1,10 @@
 """The development Slurm (cluster/dev), for every test of this directory."""
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -13,6 +15,7 @@ import pytest
 from helpers import ROOT
 
 HERE = Path(__file__).parent
+PACKAGES = "Debian packages slurmctld slurmd slurm-client munge slurmdbd mariadb-server-core"
 ENDED = frozenset({
     "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED",
 })  # fmt: skip
@@ -39,10 +42,14 @@ class DevSlurm:
         self.conf = self.directory / "etc" / "slurm.conf"
         self.temporary = self.directory / "tmp"
         self.temporary.mkdir()
+        self._controllers = []
 
     def run(self, *command):
         """A Slurm command's output."""
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [*map(str, command)], env={**os.environ, "SLURM_CONF": str(self.conf)}, capture_output=True, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
         assert done.returncode == 0, f"{' '.join(map(str, command))}: {done.stderr}"
         return done.stdout
 
@@ -95,28 +102,50 @@ class DevSlurm:
                 self.run("scontrol", "update", f"nodename={node}", "state=resume")
         return left
 
+    def restart_controller(self, between):
+        """Kill slurmctld, call `between`, and start it again, on what it had kept on disk."""
+        pids = self.directory / "pids"
+        old = re.search(r"^slurmctld (\d+)$", pids.read_text(), re.MULTILINE)[1]
+        command = Path(f"/proc/{old}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+        os.kill(int(old), signal.SIGKILL)
+        try:
+            between()
+        finally:
+            with (self.directory / "log" / "slurmctld.again.out").open("ab") as log:
+                new = subprocess.Popen(
+                    command, env={**os.environ, "SLURM_CONF": str(self.conf)}, stdin=subprocess.DEVNULL, stdout=log,
+                    stderr=log, start_new_session=True,
+                )  # fmt: skip
+            # For down.sh, which stops what stands there.
+            pids.write_text(pids.read_text().replace(f"slurmctld {old}\n", f"slurmctld {new.pid}\n"))
+        self._controllers.append(new)
 
-def _missing():
-    programs = ("munged", "slurmctld", "slurmd", "sbatch", "unshare")
+    def reap(self):
+        """Take leave of controllers that were started here, once they have been stopped."""
+        for controller in self._controllers:
+            controller.wait(30)
+
+
+def _missing(programs):
     absent = [program for program in programs if shutil.which(program) is None]
     if absent:
-        return f"not installed: {', '.join(absent)} (Debian packages slurmctld slurmd slurm-client munge)"
+        return f"not installed: {', '.join(absent)} ({PACKAGES})"
     if os.geteuid() != 0:
         return "the development Slurm has to be started by root"
     return None
 
 
-@pytest.fixture(scope="session")
-def slurm():
-    """A Slurm of its own for these tests; SLURM_CONF is set in this process."""
-    if reason := _missing():
+@contextlib.contextmanager
+def development_slurm(*programs, **settings):
+    """A Slurm of its own; SLURM_CONF is set in this process meanwhile."""
+    if reason := _missing(("munged", "slurmctld", "slurmd", "sbatch", "unshare", *programs)):
         if os.environ.get("GEOCHIP_REQUIRE_SLURM") == "1":
             pytest.fail(f"no Slurm, though GEOCHIP_REQUIRE_SLURM=1 asks for one: {reason}")
         pytest.skip(f"no Slurm: {reason}")
     # The path of a socket is limited: pytest's own directories are too deep.
     directory = tempfile.mkdtemp(prefix="slurm-", dir="/tmp")
     scripts = ROOT / "cluster" / "dev"
-    settings = {"NODES": 2, "CPUS": 4, "MEM": 8000, "GPUS": 1, "GRACE": 0}
+    settings = {"NODES": 2, "CPUS": 4, "MEM": 8000, "GPUS": 1, "GRACE": 0, **settings}
     environment = {**os.environ, **{f"SLURM_DEV_{name}": str(value) for name, value in settings.items()}}
     with pytest.MonkeyPatch.context() as patch:
         # This process may itself be in a job of another Slurm.
@@ -126,9 +155,9 @@ def slurm():
             [scripts / "up.sh", directory], env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             timeout=120, check=False,
         )  # fmt: skip
+        cluster = DevSlurm(directory)
         try:
             assert up.returncode == 0, up.stderr
-            cluster = DevSlurm(directory)
             patch.setenv("SLURM_CONF", str(cluster.conf))
             yield cluster
         finally:
@@ -136,13 +165,26 @@ def slurm():
                 [scripts / "down.sh", directory], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
                 check=False,
             )  # fmt: skip
+            cluster.reap()
             shutil.rmtree(directory, ignore_errors=True)
     assert down.stderr == "", "down.sh found what a test had left behind"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session")
+def running_slurm():
+    """The Slurm that most of these tests share."""
+    with development_slurm() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(running_slurm):
+    """A Slurm; no test leaves a job in its queue."""
+    yield running_slurm
+    nothing_left(running_slurm)
+
+
 def nothing_left(slurm):
-    """No test leaves a job in the queue."""
-    yield
+    """See that no job is left in the queue."""
     left = slurm.clean_up()
     assert not left, f"left in the queue: {left}"

@@ -1,6 +1,7 @@
 """Checks of Slurm: what the workers' jobs ask for, held against what the cluster has, and against Slurm's own word."""
 
 import os
+import pwd
 import re
 import shlex
 import shutil
@@ -275,7 +276,11 @@ def account(scripts: Mapping[Jobs, str]) -> list[Finding]:
     asked = {read_script(script).directives.get("account") for script in scripts.values()} - {None}
     if shutil.which("sacctmgr") is None:
         return []
-    user = os.environ.get("USER") or str(os.getuid())
+    try:
+        # Slurm goes by the number, whatever the environment says.
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        user = str(os.getuid())
     try:
         listed_ = run_slurm("sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=account,qos", timeout=15)
     except SlurmError:

@@ -24,6 +24,17 @@ def words_of(command: str, stderr: str) -> str:
 
 # What a command says (part of it, lower case), what to do.
 _REMEDIES = (
+    # Names of limits, before the sentence that follows each of them and speaks of accounting and of all limits at once.
+    ("submitjob", "ask for fewer workers (cluster.workers), or wait until other jobs of yours have ended"),
+    (
+        "wallduration",
+        "ask for less time ({key}.walltime; `sacctmgr show qos` and `sacctmgr show assoc user=$USER` show the limits)",
+    ),
+    (
+        "policy",
+        "ask for less: fewer workers (cluster.workers), or lower cores, memory or walltime of {key}; `sacctmgr show "
+        "qos` and `sacctmgr show assoc user=$USER` show the limits",
+    ),
     (
         "account",
         "name an account that you may use there ({key}.account; `sacctmgr show user $USER withassoc` lists them), or "
@@ -42,12 +53,6 @@ _REMEDIES = (
     ),
     ("cpu count", "ask for fewer cores ({key}.cores; `sinfo -o '%P %c'` shows what nodes have)"),
     ("processors", "ask for fewer cores ({key}.cores; `sinfo -o '%P %c'` shows what nodes have)"),
-    ("submit limit", "ask for fewer workers (cluster.workers), or wait until other jobs of yours have ended"),
-    (
-        "policy",
-        "ask for less: fewer workers (cluster.workers), or lower cores, memory or walltime of {key}; `sacctmgr show "
-        "qos` and `sacctmgr show assoc user=$USER` show the limits",
-    ),
     ("contact slurm controller", "Slurm's controller does not answer: try `scontrol ping`, and run this again later"),
     ("timed out", "Slurm's controller is busy: run the same command again later"),
     ("unrecognized option", "correct {key}.directives; `man sbatch` lists the options"),
