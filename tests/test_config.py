@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from geochip.config import RunConfig
+from geochip.config import RunConfig, available_cpus
 from geochip.errors import GeochipError, InputError, WorkError, run_command
 from geochip.run_file import config_keys, parse_run_config
 
@@ -277,3 +278,11 @@ def test_a_defect_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_command(main, [])
     assert run_command(lambda argv: None, []) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "cpus"), [("1", 1), ("100000", len(os.sched_getaffinity(0))), ("", len(os.sched_getaffinity(0)))]
+)
+def test_a_job_uses_no_more_cpus_than_slurm_gave_it(monkeypatch, given, cpus):
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", given)
+    assert available_cpus() == cpus

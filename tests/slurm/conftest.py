@@ -103,12 +103,14 @@ class DevSlurm:
         return left
 
     def restart_controller(self, between):
-        """Kill slurmctld, call `between`, and start it again, on what it had kept on disk."""
+        """Stop slurmctld, call `between`, and start it again."""
         pids = self.directory / "pids"
         old = re.search(r"^slurmctld (\d+)$", pids.read_text(), re.MULTILINE)[1]
         command = Path(f"/proc/{old}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-        os.kill(int(old), signal.SIGKILL)
+        os.kill(int(old), signal.SIGTERM)
         try:
+            while Path(f"/proc/{old}/cmdline").exists() and Path(f"/proc/{old}/cmdline").read_bytes():
+                time.sleep(0.05)
             between()
         finally:
             with (self.directory / "log" / "slurmctld.again.out").open("ab") as log:
@@ -182,6 +184,25 @@ def slurm(running_slurm):
     """A Slurm; no test leaves a job in its queue."""
     yield running_slurm
     nothing_left(running_slurm)
+
+
+@pytest.fixture
+def start_process(slurm):
+    """Starts a command; what a test leaves of it is killed."""
+    started = []
+
+    def begin(words):
+        process = subprocess.Popen(
+            [*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def nothing_left(slurm):

@@ -101,6 +101,15 @@ def quietly(module, run_file, run_dir, *flags):
     assert done.returncode == 0, done.stderr
 
 
+def quiet_training(run_file, run_dir):
+    """A training of two ranks on this machine, undisturbed."""
+    done = run(
+        "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "geochip.train_ddp",
+        "--config", run_file, "--run_dir", run_dir, OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def log_rows(directory):
     """The training log without what depends on the machine."""
     file = directory / "train" / "log.csv"
@@ -148,10 +157,11 @@ def test_a_batch_script_submitted_alone_from_anywhere(slurm, tmp_path, monkeypat
 def test_a_training_that_is_stopped_twice_goes_on_and_ends_as_if_it_had_not_been(slurm, submit, tmp_path, quiet_chips):
     out, quiet = tmp_path / "my run", tmp_path / "quiet"
     (job,) = submit(
-        "--steps=train", chips=f"store: '{quiet_chips}'", epochs=30, site="GEOCHIP_GPU_PARTITION=preempt\n"
-    ).values()
+        "--steps=train", chips=f"store: '{quiet_chips}'", epochs=12,
+        site="GEOCHIP_GPU_PARTITION=preempt\nGEOCHIP_TRAIN_NODES=2\n",
+    ).values()  # fmt: skip
     with ThreadPoolExecutor() as pool:
-        undisturbed = pool.submit(quietly, "geochip.train_ddp", tmp_path / "run.yaml", quiet)
+        undisturbed = pool.submit(quiet_training, tmp_path / "run.yaml", quiet)
         try:
             stop_twice(slurm, job, out)
             assert slurm.wait(job, timeout=200) == "COMPLETED", logs(out)

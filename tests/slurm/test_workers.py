@@ -1,11 +1,13 @@
 """Dask's workers as Slurm jobs, on a real Slurm: what it refuses, takes away and breaks, and what is left afterwards."""
 
+import itertools
 import os
 import re
 import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -19,8 +21,8 @@ from geochip.cluster import dask_client, run_tasks
 from geochip.config import ClusterConfig, SlurmJobConfig
 from geochip.errors import WorkError
 from geochip.slurm import SlurmError
-from geochip.store import journal_path
 from helpers import data_flags, tree_hash, write_scene
+from slurm.runs import finish, left_by, take_down, wait_for, wait_for_records
 
 # Enough shards that a run can be disturbed in the middle of them.
 MANY = ["--chips.per_scene=900", "--chips.size=24", "--train.val_split=null", "--infer.split=train"]
@@ -48,56 +50,9 @@ def command(run_dir, data, *flags):
 
 
 @pytest.fixture
-def start(data, slurm):
-    """Starts a run; what a test leaves of it is killed."""
-    started = []
-
-    def begin(run_dir, *flags):
-        process = subprocess.Popen(
-            command(run_dir, data, *SLURM, *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-        started.append(process)
-        return process
-
-    yield begin
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-
-
-def wait_for(condition, process=None, seconds=120):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end
-        assert process is None or process.poll() is None, process.communicate()
-        time.sleep(0.1)
-    return found
-
-
-def wait_for_records(run_dir, count, process):
-    journal = journal_path(run_dir / "chips.zarr")
-    wait_for(lambda: journal.exists() and journal.read_bytes().count(b"\n") > count, process)
-
-
-def left_by(run_dir):
-    """What a run has no business to leave: files of keys and locks, processes that know its directory."""
-    files = {path.name for path in run_dir.iterdir()}
-    processes = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        words = " ".join(process.info["cmdline"] or ())
-        if str(run_dir) in words and process.info["status"] != psutil.STATUS_ZOMBIE:
-            processes.append(words)
-    return files - {"chips.zarr", "chips.zarr.journal", "chips.parquet", "scenes.parquet", "logs"}, processes
-
-
-def finish(process, run_dir, slurm, code=0):
-    out, told = process.communicate(timeout=200)
-    assert process.returncode == code, told
-    assert slurm.jobs() == []
-    assert left_by(run_dir) == (set(), [])
-    return out + told
+def start(start_process, data):
+    """Starts a run."""
+    return lambda run_dir, *flags: start_process(command(run_dir, data, *SLURM, *flags))
 
 
 def cluster(workers=1, *, jobs=None, **keys):
@@ -113,7 +68,7 @@ def cluster(workers=1, *, jobs=None, **keys):
 def test_two_jobs_give_the_bytes_of_a_local_run(tmp_path, data, quiet, slurm, start):
     run_dir = tmp_path / "it's a run"
     process = start(run_dir)
-    wait_for_records(run_dir, 1, process)
+    wait_for_records(run_dir / "chips.zarr", 1, process)
     (keys,) = (run_dir / ".keys").iterdir()
     assert {stat.S_IMODE(path.stat().st_mode) for path in keys.iterdir()} == {0o600}
     assert stat.S_IMODE(keys.stat().st_mode) == 0o700
@@ -140,8 +95,10 @@ def test_a_stranger_cannot_connect_and_a_job_is_no_part_of_another_one(tmp_path,
             {"address": address.replace("tls://", "tcp://")},
             {"address": address, "security": Security.temporary()},
         ):
-            with pytest.raises((OSError, TypeError)):
+            with pytest.raises(OSError, match=r"(?i)closed|certificate|timed out"):
                 Client(**stranger, timeout="2s")
+        with Client(address, security=client.security, timeout="20s") as friend:
+            assert friend.scheduler_info()["address"] == address
         told = capsys.readouterr().err
         (port,) = re.findall(r"from your own machine: ssh -L (\d+):127\.0\.0\.1:\1 \S+@\S+, then open", told)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=60) as page:
@@ -162,11 +119,10 @@ def test_a_stranger_cannot_connect_and_a_job_is_no_part_of_another_one(tmp_path,
 
 def test_jobs_that_are_cancelled_and_nodes_that_go_down_cost_nothing_but_time(tmp_path, quiet, slurm, start):
     process = start(tmp_path)
-    wait_for_records(tmp_path, 5, process)
+    wait_for_records(tmp_path / "chips.zarr", 5, process)
     slurm.run("scancel", slurm.jobs()[0])
-    wait_for_records(tmp_path, 40, process)
-    node = wait_for(lambda: slurm.run("squeue", "-h", "-t", "R", "-o", "%N").split(), process)[0]
-    slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    wait_for_records(tmp_path / "chips.zarr", 40, process)
+    node = take_down(slurm, process)
     try:
         told = finish(process, tmp_path, slurm)
     finally:
@@ -184,7 +140,7 @@ def test_jobs_that_are_cancelled_and_nodes_that_go_down_cost_nothing_but_time(tm
 
 def test_workers_that_are_preempted_come_back(tmp_path, quiet, slurm, start):
     process = start(tmp_path, "--cluster.cpu.partition=preempt")
-    wait_for_records(tmp_path, 5, process)
+    wait_for_records(tmp_path / "chips.zarr", 5, process)
     # For longer than Dask remembers a worker.
     slurm.submit("-N2", "--exclusive", "--output=/dev/null", "--wrap=sleep 17")
     told = finish(process, tmp_path, slurm)
@@ -210,6 +166,40 @@ def test_a_worker_at_the_end_of_its_time_is_followed_by_another_one(tmp_path, sl
     assert re.search(
         r"^Slurm: job \d+ has reached the end of its time; another one takes its place$", told, re.MULTILINE
     )
+
+
+def test_a_controller_that_is_gone_for_a_while_costs_nothing(tmp_path, slurm, capsys):
+    """Jobs go on without it, and what is asked for waits."""
+    done, told, back = [], [], threading.Event()
+
+    def outage():
+        slurm.restart_controller(gone)
+        back.set()
+
+    def gone():
+        wait_for(lambda: told.append(capsys.readouterr().err) or "asking again" in "".join(told))
+        # The workers meanwhile:
+        before = len(done)
+        wait_for(lambda: len(done) > before + 5)
+
+    def on_result(key, _):
+        done.append(key)
+        if len(done) == 3:
+            controller.start()
+
+    controller = threading.Thread(target=outage)
+    calls = ((str(n), (0.25,)) for n in itertools.takewhile(lambda _: not back.is_set(), itertools.count()))
+    with dask_client(cluster(2), run_dir=tmp_path) as client:
+        run_tasks(client, time.sleep, calls, on_result)
+        controller.join()
+    assert sorted(map(int, done)) == list(range(len(done)))
+    assert re.search(
+        r"^Slurm: squeue: .*Unable to contact slurm controller \(connect failure\); asking again$",
+        "".join(told),
+        re.MULTILINE,
+    )
+    assert slurm.jobs() == []
+    assert left_by(tmp_path) == (set(), [])
 
 
 def test_replacements_are_bounded(tmp_path, slurm):
@@ -302,7 +292,7 @@ def test_workers_that_never_come_end_the_run_with_the_cause(tmp_path, slurm, cap
 )
 def test_nothing_is_left_of_a_run_that_is_stopped(tmp_path, slurm, start, number, code, words):
     process = start(tmp_path)
-    wait_for_records(tmp_path, 3, process)
+    wait_for_records(tmp_path / "chips.zarr", 3, process)
     process.send_signal(number)
     told = finish(process, tmp_path, slurm, code=code)
     assert words in told

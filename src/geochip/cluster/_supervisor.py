@@ -222,7 +222,7 @@ class Supervisor:
             states = job_states(self._jobs)
         except SlurmError as error:
             if self._silent_since is None or now - self._told_at >= _TELL_SECONDS:
-                say(f"{error}; asking again")
+                say(f"squeue: {error.stderr}; asking again" if error.stderr else f"{error}; asking again")
                 self._told_at = now
             self._silent_since = self._silent_since or now
             return

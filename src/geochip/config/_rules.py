@@ -25,4 +25,7 @@ def check(*rules: Rule) -> None:
 
 def available_cpus() -> int:
     """CPUs that this process may use: what Slurm or taskset left it, not what the machine has."""
-    return len(os.sched_getaffinity(0))
+    usable = len(os.sched_getaffinity(0))
+    # A Slurm that binds no processes leaves them all CPUs of the node, other people's too.
+    given = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return min(usable, int(given)) if given.isdigit() and int(given) else usable
