@@ -849,6 +849,20 @@ def test_the_profiles_are_the_tutorials_job():
         assert isinstance(profile["walltime"], str)
 
 
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(
+    os.environ.get("GEOCHIP_CHECK_DEFINITION") != "1",
+    reason="installs all that geochip needs from Debian and PyPI, some GB: GEOCHIP_CHECK_DEFINITION=1 asks for it",
+)
+def test_the_container_definition_builds_in_a_fresh_debian(tmp_path):
+    done = subprocess.run(
+        [CLUSTER / "dev" / "check_definition.sh", tmp_path / "built"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert done.stdout.endswith("check_definition.sh: all of it went through\n")
+    assert not (tmp_path / "built").exists()
+
+
 def test_the_container_definition_installs_what_was_tested():
     sections = re.split(r"^%(\w+)\n", (CLUSTER / "geochip.def").read_text(), flags=re.MULTILINE)
     body = dict(zip(sections[1::2], sections[2::2], strict=True))

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from helpers import ROOT, run, tree_hash
+from slurm.runs import left_by
 
 STEPS = ("chip", "train", "infer", "evaluate")
 
@@ -132,6 +133,18 @@ def test_from_submission_to_scores(slurm, submit, tmp_path, data, quiet_chips):
     assert tree_hash(out / "chips.zarr") == tree_hash(quiet_chips)
     quietly("geochip.infer", tmp_path / "run.yaml", tmp_path / "quiet", "--model.bundle", out / "model")
     assert tree_hash(out / "predictions.zarr") == tree_hash(tmp_path / "quiet" / "predictions.zarr")
+
+
+def test_a_step_that_is_cancelled_takes_its_workers_along(slurm, submit, tmp_path):
+    (job,) = submit("--steps=chip", chips="method: grid\n  stride: 2").values()
+    out = tmp_path / "my run"
+    journal = out / "chips.zarr.journal"
+    wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 5, out)
+    assert len(slurm.jobs()) == 3
+    slurm.run("scancel", job)
+    wait_until(lambda: not slurm.jobs(), out)
+    assert "geochip: ended by SIGTERM; what is finished is kept" in logs(out)
+    assert left_by(out) == (set(), [])
 
 
 def test_a_step_that_fails_ends_those_that_wait_for_it(slurm, submit, tmp_path):

@@ -288,6 +288,7 @@ def test_workers_that_never_come_end_the_run_with_the_cause(tmp_path, slurm, cap
     [
         (signal.SIGINT, 130, "geochip: interrupted; what is finished is kept"),
         (signal.SIGTERM, 143, "geochip: ended by SIGTERM; what is finished is kept"),
+        (signal.SIGHUP, 129, "geochip: ended by SIGHUP; what is finished is kept"),
     ],
 )
 def test_nothing_is_left_of_a_run_that_is_stopped(tmp_path, slurm, start, number, code, words):
@@ -327,7 +328,7 @@ def test_workers_of_a_driver_that_is_killed_end_and_its_keys_are_swept(tmp_path,
 # --- within one allocation
 
 
-def test_workers_within_one_allocation(tmp_path, data, quiet, slurm):
+def test_workers_within_one_allocation_of_which_one_is_lost(tmp_path, data, quiet, slurm):
     words = command(
         tmp_path / "run",
         data,
@@ -341,9 +342,20 @@ def test_workers_within_one_allocation(tmp_path, data, quiet, slurm):
     job_id = slurm.submit(
         "--nodes=2", "--ntasks=3", "--cpus-per-task=1", "--mem-per-cpu=900M", f"--output={tmp_path / 'out'}", script
     )
+    slurm.wait(job_id, "RUNNING")
+    wait_for_records(tmp_path / "run" / "chips.zarr", 5, None)
+    # One of the tasks, with the worker below it.
+    task = next(
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if {"distributed.cli.dask_worker", f"{job_id}-0-1"} <= set(process.info["cmdline"] or ())
+    )
+    for process in (*task.children(recursive=True), task):
+        process.kill()
     state = slurm.wait(job_id, timeout=150)
     told = (tmp_path / "out").read_text()
     assert state == "COMPLETED", told
+    assert "Slurm: 2 of 3 workers are there" in told
     assert tree_hash(tmp_path / "run" / "chips.zarr") == quiet
     assert "Slurm: started 3 workers by srun; log: " in told
     assert "Slurm: 3 of 3 workers are there" in told
