@@ -22,11 +22,10 @@ ENDED = frozenset({
 
 
 def pytest_collection_modifyitems(items):
-    """Mark this directory's tests, and run them after all others: no other test sees a Slurm in its environment."""
-    own = [item for item in items if HERE in item.path.parents]
-    for item in own:
-        item.add_marker(pytest.mark.slurm)
-    items[:] = [item for item in items if HERE not in item.path.parents] + own
+    """Mark this directory's tests."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.slurm)
 
 
 class DevSlurm:
@@ -172,9 +171,9 @@ def development_slurm(*programs, **settings):
     assert down.stderr == "", "down.sh found what a test had left behind"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_slurm():
-    """The Slurm that most of these tests share."""
+    """The Slurm that most of these tests share; no test of another directory sees it in its environment."""
     with development_slurm() as cluster:
         yield cluster
 

@@ -3,6 +3,7 @@
 import time
 
 import psutil
+import pytest
 
 from geochip.store import journal_path
 
@@ -15,6 +16,9 @@ def wait_for(condition, process=None, seconds=120):
     """Wait until the condition holds, as long as the process runs; returns what it gave."""
     end = time.monotonic() + seconds
     while not (found := condition()):
+        if time.monotonic() >= end and process is not None:
+            process.kill()
+            pytest.fail(f"nothing after {seconds} s: {process.communicate()}")
         assert time.monotonic() < end
         assert process is None or process.poll() is None, process.communicate()
         time.sleep(0.1)

@@ -4,10 +4,13 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from bundles import identity_bundle
 from helpers import data_flags, run, tree_hash, write_scene
 from slurm.runs import finish, take_down, wait_for_records
+
+pytestmark = pytest.mark.usefixtures("slurm")
 
 
 def test_workers_that_are_cancelled_preempted_and_on_a_node_that_goes_down_cost_nothing_but_time(
