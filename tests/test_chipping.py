@@ -17,6 +17,7 @@ import psutil
 import pytest
 import rasterio
 import rasterio.features
+import rasterio.shutil
 import xarray as xr
 from affine import Affine
 from distributed import Client, LocalCluster
@@ -436,11 +437,122 @@ def test_a_pixel_that_was_changed_in_the_middle_is_found(tmp_path, chip, finishe
         later(tmp_path / "data" / "train" / f"scene_{name}.tif")
     capsys.readouterr()
     chip(*flags)
-    assert "3 of the scenes have files with another time of change than before" in capsys.readouterr().out
+    assert "3 scenes have files with another time of change than before" in capsys.readouterr().out
     assert tree_hash(path) == tree_hash(chip(*flags, run_dir="whole"))
     capsys.readouterr()
     chip(*flags)
     assert "another time of change" not in capsys.readouterr().out
+
+
+def test_doubtful_scenes_beside_others_are_compared_too(tmp_path, chip, capsys):
+    """In the same shard: one that cannot be read and is allowed for, and one that has been mended."""
+    image = position_coded(200, 200)
+    for name in "12":
+        write_scene(tmp_path / "data", "train", name, image)
+    broken, place = (tmp_path / "data" / "train" / f"scene_{name}.tif" for name in "12")
+    contents = broken.read_bytes(), place.read_bytes()
+    broken.write_bytes(contents[0][: len(contents[0]) // 2])
+    flags = ["--data.max_bad_scenes=1"]
+    path = chip(*flags)
+    before, journal = tree_hash(path), journal_path(path).read_bytes()
+    at = contents[1].index(image[:, 100].T.tobytes())
+    # All of the middle: it is a matter of chance what the windows see.
+    middle = slice(at, len(contents[1]) - 20_000)
+    changed = bytearray(contents[1])
+    changed[middle] = bytes(255 - value for value in changed[middle])
+    place.write_bytes(changed)
+    later(place)
+    chip(*flags, "--dry_run")
+    assert "1 scene has files with another time of change than before" in capsys.readouterr().out
+    for mended in (False, True):
+        if mended:
+            broken.write_bytes(contents[0])
+        with pytest.raises(InputError, match="1 scene changed: train/2; choose"):
+            chip(*flags)
+        assert (tree_hash(path), journal_path(path).read_bytes()) == (before, journal)
+    place.write_bytes(contents[1])
+    later(place)
+    assert tree_hash(chip(*flags)) == tree_hash(chip(*flags, run_dir="whole"))
+
+
+def test_a_scene_that_cannot_be_read_to_be_compared_has_not_changed(tmp_path, chip):
+    noise = np.random.default_rng(0).integers(0, 60_000, (3, 200, 200)).astype(np.uint16)
+    for name in "12":
+        write_scene(tmp_path / "data", "train", name, noise, compress="deflate")
+    path = chip()
+    before = tree_hash(path)
+    place = tmp_path / "data" / "train" / "scene_2.tif"
+    content = place.read_bytes()
+    half = len(content) // 2
+    place.write_bytes(content[:half] + bytes(200) + content[half + 200 :])
+    later(place)
+    with pytest.raises(WorkError, match=r"(?s)scene train/2: .*1 scene could not be compared: train/2 \(see above\)"):
+        chip()
+    assert tree_hash(path) == before
+    place.write_bytes(content)
+    assert tree_hash(chip()) == before
+
+
+def test_a_comparison_that_was_stopped_goes_on(tmp_path, chip, monkeypatch, capsys):
+    for name in "123":
+        write_scene(tmp_path / "data", "train", name, position_coded(200, 200))
+    flags = ["--chips.method=grid"]
+    path = chip(*flags)
+    before = tree_hash(path)
+    for name in "123":
+        later(tmp_path / "data" / "train" / f"scene_{name}.tif")
+
+    def stop(client, function, tasks, on_result):
+        def result(key, found):
+            on_result(key, found)
+            raise KeyboardInterrupt
+
+        run_tasks(client, function, tasks, result)
+
+    monkeypatch.setattr("geochip.recheck.run_tasks", stop)
+    with pytest.raises(KeyboardInterrupt):
+        chip(*flags)
+    monkeypatch.undo()
+    capsys.readouterr()
+    chip(*flags)
+    assert "2 scenes have files with another time of change than before" in capsys.readouterr().out
+    assert tree_hash(path) == before
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--chips.size_range=[24,48]"],
+        ["--chips.target_classes=[building]", "--chips.negative_rate=0.3", "--chips.min_target_fraction=0.05"],
+        ["--chips.method=grid", "--chips.edge=pad", "--chips.min_valid=0.5"],
+    ],
+)  # fmt: skip
+def test_scenes_of_another_time_are_the_same_whatever_is_asked_for(tmp_path, chip, flags):
+    scenes(tmp_path, ids="123")
+    path = chip(*flags)
+    before = tree_hash(path)
+    for name in "123":
+        later(tmp_path / "data" / "train" / f"scene_{name}.tif")
+    assert tree_hash(chip(*flags)) == before
+
+
+def test_a_mosaic_of_mosaics_of_which_a_mask_has_changed_is_found(tmp_path, chip):
+    scenes(tmp_path)
+    place = tmp_path / "data" / "train" / "scene_1.tif"
+    source = place.with_name("source.tif")
+    place.rename(source)
+    with rasterio.open(source, "r+") as dataset, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):
+        dataset.write_mask(np.full((60, 70), 255, np.uint8))
+    for name, of in (("inner.vrt", source), ("scene_1.tif", place.with_name("inner.vrt"))):
+        rasterio.shutil.copy(of, place.with_name(name), driver="VRT")
+    path = chip()
+    before = tree_hash(path)
+    with pytest.warns(NotGeoreferencedWarning), rasterio.open(source.with_name("source.tif.msk"), "r+") as dataset:
+        dataset.write(np.zeros((60, 70), np.uint8), 1)
+    later(source.with_name("source.tif.msk"))
+    with pytest.raises(InputError, match="1 scene changed: train/1"):
+        chip()
+    assert tree_hash(path) == before
 
 
 def test_a_mask_beside_an_image_that_was_changed_is_found(tmp_path, chip):

@@ -480,7 +480,7 @@ def test_a_pixel_that_was_changed_in_the_middle_is_found(tmp_path, small, capsys
         main(small)
         out = capsys.readouterr().out
         assert "all of them are predicted already" in out
-        assert ("1 of the scenes have files with another time of change" in out) == (_ == 0)
+        assert ("1 scene has files with another time of change" in out) == (_ == 0)
     assert tree_hash(store) == before
 
 

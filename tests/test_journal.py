@@ -346,35 +346,69 @@ def test_the_file_of_a_scene_that_could_not_be_read_may_change_until_it_can(tmp_
         journal(path, header(a="h x", b="h x"))
 
 
+def settle(open_journal, different=None):
+    open_journal.settle(different or {}, store=open_journal.path.with_suffix(""), option="chips.store")
+
+
 def test_what_was_made_of_files_of_another_time_is_to_be_compared(tmp_path):
     path = tmp_path / "c.journal"
-    with journal(path, header(a="h x 1", b="h x 1", c="h x 1")) as first:
+    with journal(path, header(a="h x 1", b="h x 1", c="h x 1", d="h x 1")) as first:
         first.append("0", {"scenes": ["a", "b"]})
         first.append("1", {"scenes": ["b", "c"], "unread": ["c"]})
-        assert first.doubtful == frozenset()
+        first.append("2", {"scenes": ["d"]})
+        assert (first.doubtful, first.doubtful_keys) == (frozenset(), frozenset())
+    before = path.read_bytes()
     # c could not be read: what was made of it is made again anyway.
-    later = header(a="h x 2", b="h x 1", c="h x 2")
+    later = header(a="h x 2", b="h x 1", c="h x 2", d="h x 2")
     with journal(path, later) as second:
-        assert second.doubtful == {"a"}
-        assert list(second.records) == ["0"]
-        assert (second.doubts(["b", "a"]), second.doubts(["b", "c"])) == (True, False)
-        before = path.read_bytes()
-        with pytest.raises(
-            InputError, match=r"chips.store: .*c was made from something else: 1 scene changed: a; choo"
-        ):
-            second.settle(tmp_path / "c", "chips.store", {"a"})
+        assert (second.doubtful, second.doubtful_keys, second.dropped) == ({"a", "d"}, {"0", "2"}, {"1"})
+        # Nothing is noted of what is not known yet: the files may be as they were tomorrow.
         assert path.read_bytes() == before
-    # As long as nobody has compared them, they stay doubtful.
+        with pytest.raises(
+            WorkError, match=r"scene a: no\n1 scene could not be compared: a \(see above\), .*; mend what"
+        ):
+            settle(second, {"a": "no"})
+    # d was found to be the same; a stays doubtful as long as nobody has compared it.
     with journal(path, later) as third:
-        assert third.doubtful == {"a"}
-        third.settle(tmp_path / "c", "chips.store", ())
-        assert not third.doubts(["a"])
-        third.append("1", {"scenes": ["b", "c"], "unread": []})
-        assert set(third.records) == {"0", "1"}
-    with journal(path, later) as fourth:
-        assert fourth.doubtful == frozenset()
-        assert fourth.records == {"0": {"scenes": ["a", "b"]}, "1": {"scenes": ["b", "c"], "unread": []}}
+        assert (third.doubtful, third.doubtful_keys, third.dropped) == ({"a"}, {"0"}, {"1"})
+        words = r"chips.store: .*c was made from something else: 1 scene changed: a; choose"
+        before = path.read_bytes()
+        with pytest.raises(InputError, match=words):
+            settle(third, {"a": None, "b": "no"})
+        assert path.read_bytes() == before
+    # As it was after all.
+    with journal(path, header(a="h x 1", b="h x 1", c="h x 1", d="h x 2")) as fourth:
+        assert (fourth.doubtful, fourth.dropped, len(fourth.records)) == (frozenset(), frozenset(), 3)
+    with journal(path, later) as fifth:
+        settle(fifth)
+        assert (fifth.doubtful, fifth.doubtful_keys, fifth.dropped) == (frozenset(), frozenset(), frozenset())
+        assert set(fifth.records) == {"0", "2"}
+        fifth.append("1", {"scenes": ["b", "c"], "unread": []})
     assert read_header(tmp_path / "c") == later
+    with journal(path, later) as sixth:
+        assert sixth.doubtful == frozenset()
+        assert sixth.records["1"] == {"scenes": ["b", "c"], "unread": []}
+
+
+def test_who_lost_the_store_settles_nothing(tmp_path):
+    class Lost:
+        def check(self):
+            raise WorkError("taken over")
+
+        def release(self):
+            pass
+
+    path = tmp_path / "c.journal"
+    with journal(path, header(a="h x 1")) as first:
+        first.append("0", {"scenes": ["a"]})
+    before = path.read_bytes()
+    with journal(path, header(a="h x 2")) as second:
+        second._lock = Lost()
+        with pytest.raises(WorkError, match="taken over"):
+            settle(second)
+        with pytest.raises(WorkError, match="taken over"):
+            second.confirm(["a"])
+    assert path.read_bytes() == before
 
 
 def test_a_journal_whose_header_was_cut_short_begins_anew(tmp_path):

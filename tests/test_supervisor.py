@@ -6,10 +6,11 @@ import re
 import time
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client, LocalCluster
 
-from geochip.cluster import _security, _supervisor, run_tasks
+from geochip.cluster import _security, _supervisor, _tasks, run_tasks
 from geochip.cluster._supervisor import Supervisor
 from geochip.cluster._tasks import watched
 from geochip.config import ClusterConfig
@@ -131,7 +132,9 @@ def test_what_slurm_takes_of_the_jobs_is_worked_with_and_the_others_are_tried_ag
         for _ in range(2):
             at(monkeypatch, 61)
             looks(supervisor)
-        assert "policy" not in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "tried again" not in told
+        assert "2 of 4 workers are there; 2 more jobs were refused: sbatch: Job violates accounting" in told
         slurm.most = 3
         at(monkeypatch, 61)
         looks(supervisor)
@@ -251,3 +254,21 @@ def test_keys_of_a_driver_on_another_machine_go_when_it_gives_no_sign_of_life(tm
     os.utime(tmp_path / "gone.example.org-1-1", (time.time() - 3600,) * 2)
     _security.sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["alive.example.org-1-1"]
+
+
+def test_workers_that_are_too_full_for_a_task_are_not_waited_for_for_ever(monkeypatch, capsys):
+    monkeypatch.setattr(_tasks, "_SILENT_SECONDS", 2)
+    monkeypatch.setattr(_tasks, "_PAUSED_SECONDS", 1)
+    # As if a worker had hardly more memory than its imports take.
+    with dask.config.set({
+        "distributed.worker.memory.pause": 0.01, "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.target": False, "distributed.worker.memory.terminate": False,
+    }), LocalCluster(
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", memory_limit="1GiB"
+    ) as cluster, Client(cluster) as client:  # fmt: skip
+        while not all(one["status"] == "paused" for one in client.scheduler_info(n_workers=-1)["workers"].values()):
+            time.sleep(0.05)
+        words = r"^no worker takes tasks: each is nearly full, with up to \d+ of 1024 MiB"
+        with pytest.raises(WorkError, match=words):
+            run_tasks(client, abs, [("a", (-1,))], print)
+    assert re.search(words, capsys.readouterr().err, re.MULTILINE)

@@ -9,7 +9,8 @@ export SLURM_CONF="$dir/etc/slurm.conf"
 
 # Is the process still the daemon that up.sh started? Its number may be another's by now.
 alive() {
-  [ "$(cat "/proc/$2/comm" 2>/dev/null)" = "${1%%.*}" ] && tr '\0' ' ' <"/proc/$2/cmdline" 2>/dev/null | grep -qF -- "$dir/"
+  [ "$(cat "/proc/$2/comm" 2>/dev/null)" = "${1%%.*}" ] &&
+    tr '\0' '\n' 2>/dev/null <"/proc/$2/environ" | grep -qxF -- "SLURM_DEV_DIRECTORY=$dir"
 }
 namespaces_of() {
   local uts mnt

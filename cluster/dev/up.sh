@@ -70,6 +70,27 @@ umask 022
 mkdir -p "$dir"/{etc,munge,spool,state,log,dev}
 : >"$dir/pids"
 : >"$dir/namespaces"
+# By this down.sh knows the daemons.
+export SLURM_DEV_DIRECTORY="$dir"
+
+# What has been started is stopped again when not all of it comes up.
+give_up() {
+  trap - ERR
+  echo "up.sh: $1; the logs are in $dir/log" >&2
+  tail -n 5 "$dir"/log/*.out >&2 || true
+  "$(dirname "$(readlink -f "$0")")/down.sh" "$dir" --keep
+  exit 1
+}
+trap 'give_up "line $LINENO failed"' ERR
+# Until the command succeeds, up to 20 s.
+wait_for() {
+  local attempt
+  for ((attempt = 0; attempt < 100; attempt++)); do
+    if "$@" >/dev/null 2>&1; then return; fi
+    sleep 0.2
+  done
+  give_up "nothing came of: $*"
+}
 
 # munge, with a key and a socket of its own: the system's are not touched.
 (umask 077 && head -c 1024 /dev/urandom >"$dir/munge/key")
@@ -160,14 +181,12 @@ CONF
 export SLURM_CONF="$dir/etc/slurm.conf"
 echo "export SLURM_CONF=$SLURM_CONF" >"$dir/env.sh"
 
-for _ in {1..100}; do
-  if [ -S "$dir/munge/sock" ]; then break; fi
-  sleep 0.05
-done
+wait_for test -S "$dir/munge/sock"
 if [ "$accounts" -gt 0 ]; then
-  # A database of its own, which nothing but a socket of this directory leads to, and slurmdbd before it.
+  # A database of its own that asks nobody for a password, and slurmdbd before it: only its socket leads to it, in a
+  # directory that is nobody else's.
   export MYSQL_UNIX_PORT="$dir/database/sock"
-  mkdir -p "$dir/database/data"
+  (umask 077 && mkdir -p "$dir/database/data")
   # slurmdbd has a procedure stored: without the tables for that all limits would read as 0.
   { printf 'create database mysql;\nuse mysql;\n' && cat /usr/share/mysql/mysql_system_tables.sql; } |
     mariadbd --no-defaults --bootstrap --user=root --datadir="$dir/database/data" >"$dir/log/mariadb-bootstrap.out" 2>&1
@@ -190,17 +209,11 @@ StorageUser=root
 StorageLoc=slurm
 CommunicationParameters=NoInAddrAnyDBD
 CONF
-  for _ in {1..100}; do
-    if [ -S "$MYSQL_UNIX_PORT" ]; then break; fi
-    sleep 0.1
-  done
+  wait_for test -S "$MYSQL_UNIX_PORT"
   # It looks for its configuration beside slurm.conf.
   setsid slurmdbd -D </dev/null >"$dir/log/slurmdbd.out" 2>&1 &
   echo "slurmdbd $!" >>"$dir/pids"
-  for _ in {1..100}; do
-    if sacctmgr --noheader list cluster >/dev/null 2>&1; then break; fi
-    sleep 0.1
-  done
+  wait_for sacctmgr --noheader list cluster
   sacctmgr --immediate --quiet add cluster dev >/dev/null
   sacctmgr --immediate --quiet add account science Description=science Organization=dev >/dev/null
   sacctmgr --immediate --quiet add user root Account=science >/dev/null
@@ -240,7 +253,4 @@ for _ in {1..150}; do
   done <"$dir/pids"
   sleep 0.2
 done
-echo "up.sh: the nodes did not come up; the logs are in $dir/log" >&2
-tail -n 5 "$dir"/log/*.out >&2 || true
-"$(dirname "$(readlink -f "$0")")/down.sh" "$dir" --keep
-exit 1
+give_up "the nodes did not come up"

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,7 +125,7 @@ def fill_shard(job: ChipJob, task: ChipTask) -> tuple[Record, int]:
     return record, number
 
 
-def changed_scenes(job: ChipJob, tasks: Sequence[ChipTask], names: Collection[str]) -> list[str]:
+def changed_scenes(job: ChipJob, tasks: Sequence[ChipTask], names: Collection[str]) -> list[tuple[str, str | None]]:
     """Cut scenes again, and compare the chips with those in the store, which stays as it is.
 
     Args:
@@ -134,20 +134,27 @@ def changed_scenes(job: ChipJob, tasks: Sequence[ChipTask], names: Collection[st
         names: the scenes.
 
     Returns:
-        Those of `names` whose chips are others now.
+        Those of `names` whose chips are others now, each with None, and those that cannot be read, with the reason.
 
     Raises:
         WorkError: when a chip of the store is damaged.
     """
-    store, changed = ChipStore(job.store), []
+    job = replace(job, statistics_of="")
+    store, different = ChipStore(job.store), list[tuple[str, str | None]]()
     for task in tasks:
         at = task.start
         for cut in task.cuts:
             part = ChipTask(split=task.split, start=at, cuts=(cut,))
             at += part.chips
-            if cut.scene.name in names and not _as_stored(store, job, part):
-                changed.append(cut.scene.name)
-    return changed
+            if cut.scene.name not in names:
+                continue
+            try:
+                if not _as_stored(store, job, part):
+                    different.append((cut.scene.name, None))
+            except (SceneError, LabelError) as error:
+                assert cut.scene.scene is not None
+                different.append((cut.scene.name, _reason(error, cut.scene.scene)))
+    return different
 
 
 def _as_stored(store: ChipStore, job: ChipJob, part: ChipTask) -> bool:
@@ -156,18 +163,28 @@ def _as_stored(store: ChipStore, job: ChipJob, part: ChipTask) -> bool:
     try:
         shard.cut_scene(part.cuts[0], 0)
         shard.blank_the_rest()
-    except (SceneError, LabelError):
-        # No longer readable.
-        return False
+        for place in range(part.chips):
+            # One by one: a shard twice in memory would be more than cutting it took.
+            (image,), (label,) = _read_chip(store, part.split, part.start + place, part.cuts[0].scene.name)
+            # By their bits: NaN is like NaN.
+            if not (
+                np.array_equal(image.view(np.uint8), shard.image_cbhw[place].view(np.uint8))
+                and np.array_equal(label, shard.label_chw[place])
+            ):
+                return False
+        return True
+    finally:
+        shard.release()
+
+
+def _read_chip(store: ChipStore, split: str, position: int, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     try:
-        image, label = store.read(part.split, np.arange(part.start, part.start + part.chips))
+        return store.read(split, np.array([position]))
     except ValueError as error:
         raise WorkError(
-            f"{store.path}: a chip of scene {part.cuts[0].scene.name} is damaged ({error}); python -m geochip.chipping "
-            "--verify finds all that are"
+            f"{store.path}: a chip of scene {name} is damaged ({error}); python -m geochip.chipping --verify finds all "
+            "that are"
         ) from None
-    # By their bits: NaN is like NaN.
-    return image.tobytes() == shard.image_cbhw.tobytes() and bool((label == shard.label_chw).all())
 
 
 def _reason(error: Exception, scene: Scene) -> str:

@@ -54,6 +54,7 @@ from geochip.files import write_durably
 from geochip.labels import LabelError, LabelRules, indexed_label
 from geochip.plan import ChipPlan, ChipTask
 from geochip.progress import ProgressReport
+from geochip.recheck import describe_doubtful, recheck
 from geochip.run_file import parse_command
 from geochip.scenes import SetAside, catalogue_frame
 from geochip.store import (
@@ -63,6 +64,7 @@ from geochip.store import (
     create_chip_store,
     finish_chip_store,
     journal_path,
+    other_scenes,
     read_journal,
     refuse_other,
     reopen_chip_store,
@@ -109,6 +111,9 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
             refuse_other(known, ready.header, records.unread_scenes(), store=store, option="chips.store")
             missing = len(missing_tasks(ready.plan, store, records))
             print(f"{ready.plan.shards - missing} of {ready.plan.shards} shards are there already")
+            _, doubtful = other_scenes(known, ready.header, records.unread_scenes())
+            if doubtful:
+                print(describe_doubtful(len(doubtful)))
         describe_jobs(config.cluster, "cpu", config.run_dir)
         return
     if not store.exists():
@@ -171,14 +176,13 @@ def cut_chips(ready: Prepared, config: RunConfig, journal: Journal) -> None:
         InputError: when a scene has changed since.
     """
     plan, store = ready.plan, config.chip_store
-    missing = set(missing_tasks(plan, store, journal.records))
+    missing = {*missing_tasks(plan, store, journal.records), *journal.dropped}
     if len(missing) < plan.shards:
         print(f"{plan.shards - len(missing)} of {plan.shards} shards are there already")
-    doubtful = [
-        task for task in plan.tasks() if task.key not in missing and journal.doubts(cut.scene.name for cut in task.cuts)
-    ]
+    doubtful = doubtful_tasks(plan, store, journal)
     if not doubtful:
-        journal.settle(store, "chips.store", changed=())
+        # Nothing was made of them so far.
+        journal.settle({}, store=store, option="chips.store")
     if not missing and not doubtful:
         reopen_chip_store(store)
         return
@@ -196,31 +200,39 @@ def cut_chips(ready: Prepared, config: RunConfig, journal: Journal) -> None:
         )
         with dask_client(config.cluster, jobs="cpu", run_dir=config.run_dir) as client:
             if doubtful:
-                compare(client, job, doubtful, journal, store)
+                recheck(
+                    client,
+                    journal,
+                    comparisons(job, plan, doubtful, journal.doubtful),
+                    changed_scenes,
+                    store=store,
+                    option="chips.store",
+                )
             # Not before: a store that is refused stays as it is.
             reopen_chip_store(store)
             if missing:
                 fill(client, job, plan, missing, journal)
 
 
-def compare(client: Any, job: ChipJob, tasks: Sequence[ChipTask], journal: Journal, store: Path) -> None:
-    """Compare shards with the scenes whose files were written or copied since.
+def doubtful_tasks(plan: ChipPlan, store: Path, journal: Journal) -> list[ChipTask]:
+    """Tasks whose shards are there and hold chips of doubtful scenes."""
+    if not journal.doubtful_keys:
+        return []
+    there = {split.split: shards_there(store, split.split) for split in plan.splits}
+    return [
+        task
+        for task in plan.tasks()
+        if task.key in journal.doubtful_keys and task.start // plan.shard in there[task.split]
+    ]
 
-    Raises:
-        InputError: when a scene has changed.
-    """
-    names = journal.doubtful
-    print(f"{len(names)} of the scenes have files with another time of change than before: their chips are compared")
-    calls = ((f"compare/{task.key}", (job, (task,), names)) for task in tasks)
-    changed: set[str] = set()
-    with ProgressReport("comparing shards", len(tasks)) as progress:
 
-        def on_result(_: str, found: Sequence[str]) -> None:
-            changed.update(found)
-            progress.advance(1)
-
-        run_tasks(client, changed_scenes, calls, on_result)
-    journal.settle(store, "chips.store", changed)
+def comparisons(
+    job: ChipJob, plan: ChipPlan, tasks: Sequence[ChipTask], doubtful: Collection[str]
+) -> Iterator[tuple[str, tuple[Any, ...], Collection[str]]]:
+    """What `recheck` takes: some shards at a time, with the scenes to look at."""
+    for group in batches(iter(tasks), plan.shards_per_task):
+        names = frozenset(cut.scene.name for task in group for cut in task.cuts) & frozenset(doubtful)
+        yield f"compare/{group[0].key}", (job, group, names), names
 
 
 def fill(client: Any, job: ChipJob, plan: ChipPlan, missing: Collection[str], journal: Journal) -> None:

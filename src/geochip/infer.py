@@ -13,7 +13,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from geochip.cluster import dask_client, describe_jobs, require_cluster, run_tas
 from geochip.config import ClusterConfig, RunConfig, available_cpus
 from geochip.errors import InputError, run_command
 from geochip.infer_plan import InferPlan, plan_inference, predictions_depend_on
-from geochip.infer_worker import Job, Piece, Record, changed_pieces, predict_pieces, write_some_cogs
+from geochip.infer_worker import Job, Piece, Record, changed_scenes, predict_pieces, write_some_cogs
 from geochip.progress import ProgressReport
+from geochip.recheck import recheck
 from geochip.run_file import parse_command
 from geochip.scenes import SetAside, settle_bad_scenes
 from geochip.store import Journal, PredictedScene, PredictionStore, SceneGrid, make_header, sweep_locks
@@ -130,7 +131,8 @@ def work(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> dic
     missing = missing_pieces(plan, predictions, journal)
     doubtful = doubtful_pieces(plan, predictions, journal)
     if not doubtful:
-        journal.settle(predictions.path, "infer.store", changed=())
+        # Nothing was made of them so far.
+        journal.settle({}, store=predictions.path, option="infer.store")
     with contextlib.ExitStack() as stack:
         # No cluster is started to find that there is nothing to do.
         client = None
@@ -138,7 +140,8 @@ def work(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> dic
             cluster = cluster_for(plan.config)
             client = stack.enter_context(dask_client(cluster, jobs="gpu", run_dir=plan.config.run_dir))
         if client is not None and doubtful:
-            compare_pieces(client, plan, predictions, doubtful, journal)
+            tasks = comparisons(plan, predictions, doubtful)
+            recheck(client, journal, tasks, changed_scenes, store=predictions.path, option="infer.store")
         if client is not None and missing:
             failed = predict_pieces_on(client, plan, predictions, missing, journal)
             now = {piece.scene.scene_id for piece in missing} - set(failed)
@@ -166,40 +169,20 @@ def pieces_of(plan: InferPlan, predictions: PredictionStore) -> list[Piece]:
 
 def doubtful_pieces(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> list[tuple[Piece, int]]:
     """The finished blocks of scenes whose files were written or copied since, each with its checksum."""
-    if not journal.doubtful:
-        return []
     return [
-        (piece, record["pixels"])
-        for piece in pieces_of(plan, predictions)
-        if journal.doubts([piece.scene.scene_id]) and "pixels" in (record := journal.records.get(piece.key, {}))
+        (piece, journal.records[piece.key]["pixels"])
+        for piece in (pieces_of(plan, predictions) if journal.doubtful_keys else ())
+        if piece.key in journal.doubtful_keys and "pixels" in journal.records[piece.key]
     ]
 
 
-def compare_pieces(
-    client: Any, plan: InferPlan, predictions: PredictionStore, pieces: Sequence[tuple[Piece, int]], journal: Journal
-) -> None:
-    """Compare what blocks were predicted from with what the scenes hold now.
-
-    Raises:
-        InputError: when a scene has changed.
-    """
-    print(
-        f"{len(journal.doubtful)} of the scenes have files with another time of change than before: their pixels are "
-        "compared"
-    )
+def comparisons(
+    plan: InferPlan, predictions: PredictionStore, pieces: Sequence[tuple[Piece, int]]
+) -> Iterator[tuple[str, tuple[Any, ...], Collection[str]]]:
+    """What `recheck` takes: some blocks at a time, and whose they are."""
     job = job_of(plan, predictions)
-    scenes = {piece.key: piece.scene.scene_id for piece, _ in pieces}
-    changed: set[str] = set()
-    groups = list(_shared_out(pieces))
-    with ProgressReport("comparing pixels", len(groups)) as progress:
-        tasks = ((f"compare-{number}", (job, some)) for number, some in enumerate(groups))
-
-        def on_result(_: str, keys: Sequence[str]) -> None:
-            changed.update(scenes[key] for key in keys)
-            progress.advance(1)
-
-        run_tasks(client, changed_pieces, tasks, on_result)
-    journal.settle(predictions.path, "infer.store", changed)
+    for number, some in enumerate(_shared_out(pieces)):
+        yield f"compare-{number}", (job, some), {piece.scene.scene_id for piece, _ in some}
 
 
 def job_of(plan: InferPlan, predictions: PredictionStore) -> Job:
@@ -215,7 +198,9 @@ def job_of(plan: InferPlan, predictions: PredictionStore) -> Job:
 def missing_pieces(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> list[Piece]:
     """The blocks that no run has finished. One of a scene that could not be read is among them: it may read now."""
     pieces = pieces_of(plan, predictions)
-    missing = [piece for piece in pieces if "class_pixels" not in journal.records.get(piece.key, {})]
+    missing = [
+        piece for piece in pieces if piece.key in journal.dropped or "pixels" not in journal.records.get(piece.key, {})
+    ]
     if not missing:
         print("all of them are predicted already")
     elif len(missing) < len(pieces):

@@ -71,7 +71,7 @@ def predict_pieces(job: Job, number: int, pieces: Sequence[Piece]) -> dict[str, 
             class_pixels, pixels = predict_piece(job, model, piece)
             records[piece.key] = {"class_pixels": class_pixels, "pixels": pixels}
         except SceneError as error:
-            records[piece.key] = {"error": str(error).removeprefix(f"scene {piece.scene.scene_id}: ")}
+            records[piece.key] = {"error": _reason(error, piece.scene)}
         except torch.OutOfMemoryError:
             raise WorkError(
                 f"scene {piece.scene.scene_id}, {piece.block}: {job.sliding.batch_size} windows of {job.sliding.size} "
@@ -86,7 +86,7 @@ def predict_pieces(job: Job, number: int, pieces: Sequence[Piece]) -> dict[str, 
     return records
 
 
-def changed_pieces(job: Job, pieces: Sequence[tuple[Piece, int]]) -> list[str]:
+def changed_scenes(job: Job, pieces: Sequence[tuple[Piece, int]]) -> list[tuple[str, str | None]]:
     """Read again what blocks were predicted from; runs on a Dask worker.
 
     Args:
@@ -94,19 +94,26 @@ def changed_pieces(job: Job, pieces: Sequence[tuple[Piece, int]]) -> list[str]:
         pieces: blocks, each with the "pixels" of its record.
 
     Returns:
-        The keys of those that would be predicted from something else now.
+        The ids of scenes that would be predicted from something else now, each with None, and of those that cannot be
+        read, with the reason.
     """
-    changed = []
+    different: list[tuple[str, str | None]] = []
     for piece, pixels in pieces:
-        reading = _Reading(job, piece.scene)
+        scene = piece.scene
         try:
-            with reading:
-                read_block(piece.block, piece.scene.height, piece.scene.width, job.sliding, reading.read)
-        except SceneError:
-            reading.crc = -1
-        if reading.crc != pixels:
-            changed.append(piece.key)
-    return changed
+            with _Reading(job, scene) as reading:
+                read_block(piece.block, scene.height, scene.width, job.sliding, reading.read)
+        except SceneError as error:
+            different.append((scene.scene_id, _reason(error, scene)))
+        else:
+            if reading.crc != pixels:
+                different.append((scene.scene_id, None))
+    return different
+
+
+def _reason(error: SceneError, scene: Scene) -> str:
+    """What an error says, without the scene's id, which stands before it anyway."""
+    return str(error).removeprefix(f"scene {scene.scene_id}: ")
 
 
 class _Reading:

@@ -4,12 +4,12 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from helpers import ROOT
@@ -26,6 +26,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slurm)
+
+
+def alive(pid):
+    """Whether a process runs; one that has ended stays a zombie where nobody asks for it."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class DevSlurm:
@@ -106,15 +114,17 @@ class DevSlurm:
         pids = self.directory / "pids"
         old = re.search(r"^slurmctld (\d+)$", pids.read_text(), re.MULTILINE)[1]
         command = Path(f"/proc/{old}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
-        os.kill(int(old), signal.SIGTERM)
+        controller = psutil.Process(int(old))
+        environment = controller.environ()
+        controller.terminate()
         try:
-            while Path(f"/proc/{old}/cmdline").exists() and Path(f"/proc/{old}/cmdline").read_bytes():
+            while alive(controller.pid):
                 time.sleep(0.05)
             between()
         finally:
             with (self.directory / "log" / "slurmctld.again.out").open("ab") as log:
                 new = subprocess.Popen(
-                    command, env={**os.environ, "SLURM_CONF": str(self.conf)}, stdin=subprocess.DEVNULL, stdout=log,
+                    command, env=environment, stdin=subprocess.DEVNULL, stdout=log,
                     stderr=log, start_new_session=True,
                 )  # fmt: skip
             # For down.sh, which stops what stands there.
@@ -162,12 +172,14 @@ def development_slurm(*programs, **settings):
             patch.setenv("SLURM_CONF", str(cluster.conf))
             yield cluster
         finally:
+            daemons = [int(line.split()[1]) for line in (Path(directory) / "pids").read_text().splitlines()]
             down = subprocess.run(
                 [scripts / "down.sh", directory], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
                 check=False,
             )  # fmt: skip
             cluster.reap()
             shutil.rmtree(directory, ignore_errors=True)
+    assert not [pid for pid in daemons if alive(pid)], "down.sh left daemons"
     assert down.stderr == "", "down.sh found what a test had left behind"
 
 

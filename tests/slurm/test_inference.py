@@ -27,7 +27,7 @@ def test_workers_that_are_cancelled_preempted_and_on_a_node_that_goes_down_cost_
     run_dir, quiet = tmp_path / "run", tmp_path / "quiet"
     process = start_process(
         [sys.executable, "-m", "geochip.infer", f"--run_dir={run_dir}", *flags, "--cluster.kind=slurm",
-         "--cluster.workers=2", "--cluster.gpu.interface=lo", "--cluster.gpu.memory=1GiB",
+         "--cluster.workers=2", "--cluster.gpu.interface=lo", "--cluster.gpu.memory=2GiB",
          "--cluster.gpu.partition=preempt"]
     )  # fmt: skip
     store = run_dir / "predictions.zarr"

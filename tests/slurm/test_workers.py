@@ -175,8 +175,10 @@ def test_a_controller_that_is_gone_for_a_while_costs_nothing(tmp_path, slurm, ca
     done, told, back = [], [], threading.Event()
 
     def outage():
-        slurm.restart_controller(gone)
-        back.set()
+        try:
+            slurm.restart_controller(gone)
+        finally:
+            back.set()
 
     def gone():
         wait_for(lambda: told.append(capsys.readouterr().err) or "asking again" in "".join(told))

@@ -183,7 +183,8 @@ class Supervisor:
             try:
                 self._submit()
             except SlurmError as error:
-                if not self._jobs:
+                # Without words of its own it did not answer, and may have taken the job: whoever asks again has two.
+                if not self._jobs or not error.stderr:
                     raise
                 # As Slurm takes the others, it has something against their number: a limit on submitted jobs.
                 self._to_submit = self._count - number
@@ -285,9 +286,12 @@ class Supervisor:
         if job.came and by_itself and ran >= self._submitter.life_seconds / 2:
             say(f"job {job.job_id} has reached the end of its time; another one takes its place")
             self._to_renew += 1
+            self._retry_at = 0.0
             return
         self._lost += 1
         self._to_replace += 1
+        # There may be room now, whatever was refused.
+        self._retry_at = 0.0
         self._stillborn += not job.came
         say(f"job {job.job_id} {end_in_words(job, state)}")
         shown = self._show_tail(job)
@@ -362,7 +366,8 @@ class Supervisor:
     def _in_words(self, here: set[str]) -> str:
         jobs = self._jobs.values()
         there = len(groups(jobs, here).get("there", []))
-        return "; ".join([f"{there} of {self._count} workers are there", *of_those_not_there(jobs, here)])
+        refused = [f"{self._to_submit} more jobs were refused: {self._refused}"] if self._to_submit else []
+        return "; ".join([f"{there} of {self._count} workers are there", *of_those_not_there(jobs, here), *refused])
 
     def _way_out(self) -> str:
         """What might bring workers."""

@@ -21,6 +21,9 @@ from geochip.errors import WorkError
 _TASKS_IN_FLIGHT_PER_THREAD = 3
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_COUNTS = 2.0
+# Without a result, until it is asked whether workers take tasks at all; and until it is not hoped any longer.
+_SILENT_SECONDS = 20.0
+_PAUSED_SECONDS = 60.0
 
 WHAT_IS_KEPT = "what is finished is kept, and the same command goes on from there"
 
@@ -107,19 +110,69 @@ def _address(client: Client) -> str:
     return str(client.scheduler.address) if client.scheduler else "?"
 
 
+class _Silence:
+    """Looks, while no result comes, whether the workers are full: those get no tasks, and only their logs say so."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.broken()
+
+    def broken(self) -> None:
+        """A result has come."""
+        self._since = self._next_look = time.monotonic()
+        self._full_since: float | None = None
+        self._next_look += _SILENT_SECONDS
+
+    def look(self, advice: str) -> None:
+        """Called while none comes.
+
+        Raises:
+            WorkError: when no worker takes tasks, nor will.
+        """
+        if (now := time.monotonic()) < self._next_look:
+            return
+        self._next_look = now + _SILENT_SECONDS / 2
+        full = self._full()
+        if full is None:
+            self._full_since = None
+        elif self._full_since is None:
+            self._full_since = now
+            print(f"no worker takes tasks: {full}", file=sys.stderr, flush=True)
+        elif now - self._full_since >= _PAUSED_SECONDS:
+            raise WorkError(f"no worker takes tasks: {full}; {advice}; {WHAT_IS_KEPT}")
+
+    def _full(self) -> str | None:
+        """How full the workers are, if all of them are, and none has a task that might end."""
+        try:
+            workers = list(self._client.scheduler_info(n_workers=-1)["workers"].values())
+        except OSError:
+            return None
+        if not workers or any(
+            one["status"] != "paused" or one["metrics"]["task_counts"].get("executing") for one in workers
+        ):
+            return None
+        fullest = max(workers, key=lambda one: one["metrics"]["memory"])
+        return (
+            f"each is nearly full, with up to {fullest['metrics']['memory'] / 2**20:.0f} of "
+            f"{fullest['memory_limit'] / 2**20:.0f} MiB, and waits until memory is freed"
+        )
+
+
 def wait_for_a_worker(client: Client, *, seconds: float = 15.0) -> None:
     """Return when there is a worker; while there is none, say so every few seconds.
 
     Raises:
         WorkError: when there is none for as long as the run file allows, or none will come.
     """
-    watch = _watches.get(client.id) or Patience(client, seconds=seconds)
+    watch, silence = _watches.get(client.id) or Patience(client, seconds=seconds), _Silence(client)
     while True:
         try:
             client.wait_for_workers(1, timeout=min(seconds, _SECONDS_BETWEEN_LOOKS))
             return
         except TimeoutError:
             watch.look()
+            # Workers that take no tasks are none, to Dask.
+            silence.look(watch.advice)
 
 
 def make_way() -> None:
@@ -186,6 +239,7 @@ def run_tasks(
     wait_for_a_worker(client)
     watch = _watches.get(client.id) or Patience(client)
     flight = _InFlight(client, function, tasks)
+    silence = _Silence(client)
     next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
     key = "?"
     try:
@@ -198,7 +252,9 @@ def run_tasks(
                 future = flight.finished.get(timeout=_SECONDS_BETWEEN_LOOKS)
             except Empty:
                 flight.fill()
+                silence.look(watch.advice)
                 continue
+            silence.broken()
             key = flight.keys.pop(future)
             on_result(key, _result_of(future, watch))
             future.release()

@@ -9,7 +9,8 @@ from geochip.doctor.findings import Case, Finding, fail, fails, listed, ok, warn
 from geochip.errors import GeochipError, InputError
 from geochip.infer_plan import plan_inference
 from geochip.model import check_bundle_dir, rehearse, require_cached_weights
-from geochip.store import journal_path, read_journal, refuse_other
+from geochip.recheck import describe_doubtful
+from geochip.store import journal_path, other_scenes, read_journal, refuse_other
 
 
 def scenes(case: Case) -> list[Finding]:
@@ -75,9 +76,10 @@ def finished_store(case: Case, plan: Prepared) -> list[Finding]:
         refuse_other(known, plan.header, records.unread_scenes(), store=store, option="chips.store")
     except InputError as error:
         return fails("chip store", error)
-    return [
-        ok("chip store", f"{store} is there, with {len(records)} of {plan.plan.shards} shards; a run goes on with it")
-    ]
+    _, doubtful = other_scenes(known, plan.header, records.unread_scenes())
+    more = f"; {describe_doubtful(len(doubtful))}" if doubtful else ""
+    there = f"{store} is there, with {len(records)} of {plan.plan.shards} shards; a run goes on with it"
+    return [ok("chip store", f"{there}{more}")]
 
 
 def predicted(case: Case) -> list[Finding]:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from geochip.errors import InputError, WorkError
-from geochip.scenes.header import SetAside
+from geochip.scenes.header import SetAside, file_facts
 from geochip.scenes.reader import Scene
 
 _SHOWN = 5
@@ -102,22 +102,13 @@ def scene_digest(scene: Scene, *, with_label: bool) -> dict[str, str]:
     for path in (scene.image, *scene.stack):
         content.update(_ends_digest(path))
     if with_label and scene.label is not None:
-        facts = _facts(scene.label)
+        facts = file_facts(scene.label)
         content.update(_label_digest(scene.label, facts))
     return {
         "header": hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:16],
         "content": content.hexdigest()[:16],
         "stamp": scene.image_stamp,
     }
-
-
-def _facts(path: str) -> tuple[int, int]:
-    """Size and time of change; zeros for what is not there."""
-    try:
-        facts = Path(path).stat()
-    except OSError:
-        return 0, 0
-    return facts.st_size, facts.st_mtime_ns
 
 
 @lru_cache(maxsize=64)

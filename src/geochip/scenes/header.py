@@ -1,7 +1,8 @@
 """What the headers of a scene's files say, and whether they go together."""
 
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -20,6 +21,9 @@ SUPPORTED_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "floa
 
 # Of a pixel: grids that differ by less are the same.
 _GRID_TOLERANCE = 1e-3
+
+# VRTs of VRTs that are followed.
+_NESTED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,7 @@ class _Header:
     nodata: float | None
     bytes: int
     stamp: tuple[tuple[str, int, int], ...]
-    """Of `_stamp`."""
+    """Of `_stamps`."""
 
     @property
     def grid(self) -> str:
@@ -123,7 +127,7 @@ def _header(path: str, option: str = "") -> _Header:
                 alpha=tuple(colour == ColorInterp.alpha for colour in dataset.colorinterp),
                 nodata=dataset.nodata,
                 bytes=Path(path).stat().st_size,
-                stamp=tuple(_stamp(name) for name in dataset.files),
+                stamp=tuple(_stamps(dataset, path)),
             )
     except (RasterioError, OSError) as error:
         raise _MisfitError(
@@ -131,14 +135,27 @@ def _header(path: str, option: str = "") -> _Header:
         ) from None
 
 
-def _stamp(path: str) -> tuple[str, int, int]:
-    """A file's name without its directory, its size in bytes and its time of change in nanoseconds."""
+def file_facts(path: str) -> tuple[int, int]:
+    """Size in bytes and time of change in nanoseconds; zeros for what is not there."""
     try:
         facts = Path(path).stat()
     except OSError:
-        # A source of a VRT that is gone, or one that is no file of this machine.
-        return Path(path).name, 0, 0
-    return Path(path).name, facts.st_size, facts.st_mtime_ns
+        return 0, 0
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _stamps(dataset: Any, path: str, depth: int = 0) -> Iterator[tuple[str, int, int]]:
+    """Name without its directory, size and time of change of each file that pixels or masks come from."""
+    # To list them GDAL looks for some forty companions, of which a GeoTIFF has pixels in one.
+    files = [path] if dataset.driver == "GTiff" else [str(Path(file)) for file in dataset.files]
+    for file in files:
+        for one in (file, f"{file}.msk"):
+            if any(facts := file_facts(one)):
+                yield Path(one).name, *facts
+        # A mosaic of mosaics.
+        if dataset.driver == "VRT" and file.endswith(".vrt") and Path(file) != Path(path) and depth < _NESTED:
+            with contextlib.suppress(RasterioError, OSError), quiet_open(file) as inner:
+                yield from _stamps(inner, file, depth + 1)
 
 
 def _same_grid(one: _Header, other: _Header) -> bool:

@@ -70,8 +70,8 @@ class Scene:
     image_bytes: int
     """Size of the image files, in bytes."""
     image_stamp: str = ""
-    """Digest of the names, sizes and times of change of all files that GDAL takes pixels or masks from (a mask, the
-    sources of a VRT). With the same one the pixels are the same; with another one they need not be others."""
+    """Digest of the names, sizes and times of change of the files that pixels and masks come from: images, masks beside
+    them, the sources of a VRT. With the same one they are taken for the same; with another one they are compared."""
     label_bytes: int
     """Size of the label file, in bytes; 0 without one."""
 

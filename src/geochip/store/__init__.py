@@ -18,7 +18,7 @@ from geochip.store.chips import (
 )
 from geochip.store.journal import Journal, journal_path, read_header, read_journal
 from geochip.store.lock import StoreLock
-from geochip.store.origin import describe_difference, make_header, refuse_other
+from geochip.store.origin import describe_difference, make_header, other_scenes, refuse_other
 from geochip.store.predictions import PredictedScene, PredictionStore, SceneGrid, open_scene, write_block
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "journal_path",
     "make_header",
     "open_scene",
+    "other_scenes",
     "read_header",
     "read_journal",
     "refuse_other",

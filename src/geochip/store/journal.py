@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from geochip.errors import InputError
+from geochip.errors import InputError, WorkError
 from geochip.files import disk_full, is_disk_full, make_directory, writing_durably
 from geochip.store.lock import StoreLock
-from geochip.store.origin import alike, made_from_something_else, named, refuse_other
+from geochip.store.origin import made_from_something_else, named, other_scenes, refuse_other
 
 
 def journal_path(store: Path) -> Path:
@@ -109,6 +109,12 @@ class Journal:
         """Names of scenes whose files were written or copied since, although all that was compared of them is the same:
         what was made of them has to be compared with what they hold now, and `settle` called, before anything is
         added."""
+        self.doubtful_keys: frozenset[str] = frozenset()
+        """Of the tasks that have some of them."""
+        self.dropped: frozenset[str] = frozenset()
+        """Of tasks that are recorded, but of scenes that have been mended since: they are not done."""
+        self._known: dict[str, Any] | None = None
+        """The header on disk, as long as it is another one."""
         self._lock = lock
         # Unbuffered: what a full disk did not take is not tried again when the file is closed.
         self._file = path.open("r+b", buffering=0)
@@ -140,20 +146,21 @@ class Journal:
             return cls(path, header, records, good_bytes, lock)
         unread = records.unread_scenes()
         refuse_other(known, header, unread, store=store, option=option)
-        other = {name for name, digests in header["scenes"].items() if known["scenes"][name] != digests}
-        # A file was mended: from now on its content is what must not change, and what was made of its old one is not
-        # done.
-        mended = {name for name in other if name in unread or not alike(known["scenes"][name], header["scenes"][name])}
-        doubtful = frozenset(other - mended)
-        scenes = {**header["scenes"], **{name: known["scenes"][name] for name in doubtful}}
+        mended, doubtful = other_scenes(known, header, unread)
         # What an earlier run noted for later ones stays, until it is noted anew.
-        kept_header = {**known, **header, "scenes": scenes}
-        if known != kept_header:
-            kept = [key for key in records if not mended or mended.isdisjoint(records[key].get("scenes", ()))]
-            _rewrite(path, kept_header, records, kept)
-            _, records, good_bytes = read_journal(path)
-        journal = cls(path, {**kept_header, "scenes": header["scenes"]}, records, good_bytes, lock)
-        journal.doubtful = doubtful
+        journal = cls(path, {**known, **header}, records, good_bytes, lock)
+        of = {key: records[key].get("scenes", ()) for key in records} if mended or doubtful else {}
+        # From now on their content is what must not change, and what was made of their old one is not done.
+        journal.dropped = frozenset(key for key, scenes in of.items() if not mended.isdisjoint(scenes))
+        journal.doubtful = frozenset(doubtful)
+        journal.doubtful_keys = frozenset(key for key, scenes in of.items() if not doubtful.isdisjoint(scenes))
+        journal._known = known
+        if not doubtful:
+            try:
+                journal.settle({}, store=store, option=option)
+            except BaseException:
+                journal._file.close()
+                raise
         return journal
 
     @classmethod
@@ -190,31 +197,60 @@ class Journal:
             lock.release()
             raise
 
-    def doubts(self, scenes: Iterable[str]) -> bool:
-        """Whether some of the scenes are doubtful."""
-        return bool(self.doubtful) and not self.doubtful.isdisjoint(scenes)
-
-    def settle(self, store: Path, option: str, changed: Collection[str]) -> None:
-        """Say what came of the doubtful scenes.
+    def settle(self, different: Mapping[str, str | None], *, store: Path, option: str) -> None:
+        """Say what came of the doubtful scenes; nothing can be added before.
 
         Args:
-            store: the store, for the error.
-            option: the key of the run file that names it, for the error.
-            changed: names of those whose pixels are others now.
+            different: those whose pixels are others now, each with None, and those that cannot be read, each with the
+                reason.
+            store: the store, for the errors.
+            option: the key of the run file that names it, for the errors.
 
         Raises:
-            InputError: when there are such; the store and its journal are as they were.
-            WorkError: when the disk is full.
+            InputError: when a scene has changed. The store is as it was, and the journal but for the times of scenes
+                that have not.
+            WorkError: when one cannot be read, the disk is full, or another process has taken the store over.
         """
-        if changed:
-            raise made_from_something_else(store, option, named("changed", sorted(changed)))
-        if self.doubtful:
-            self._file.close()
-            _rewrite(self.path, self.header, self.records, list(self.records))
-            _, self.records, self._size = read_journal(self.path)
-            self._file = self.path.open("r+b", buffering=0)
-            self._file.seek(self._size)
-            self.doubtful = frozenset()
+        if different:
+            self.confirm(self.doubtful - set(different))
+            if changed := sorted(name for name, reason in different.items() if reason is None):
+                raise made_from_something_else(store, option, named("changed", changed))
+            listed = "\n".join(f"scene {name}: {reason}" for name, reason in sorted(different.items()))
+            raise WorkError(
+                f"{listed}\n{named('could not be compared', sorted(different))} (see above), and nothing was changed; "
+                "mend what keeps them from being read, and run the same command again"
+            )
+        kept = [key for key in self.records if key not in self.dropped]
+        if self._known not in (None, self.header):
+            self._rewrite(self.header, kept)
+        self._known, self.dropped, self.doubtful, self.doubtful_keys = None, frozenset(), frozenset(), frozenset()
+
+    def confirm(self, names: Iterable[str]) -> None:
+        """Note that doubtful scenes are what they were; the others stay doubtful.
+
+        Raises:
+            WorkError: when the disk is full, or another process has taken the store over.
+        """
+        same = set(names)
+        if not same or self._known is None:
+            return
+        scenes = {
+            name: self.header["scenes"][name] if name in same else digests
+            for name, digests in self._known["scenes"].items()
+        }
+        self._known = {**self._known, "scenes": scenes}
+        self._rewrite(self._known, list(self.records))
+        self.doubtful -= same
+
+    def _rewrite(self, header: Mapping[str, Any], keys: Collection[str]) -> None:
+        """Write the journal anew; the old one stays until the new one is complete."""
+        if self._lock is not None:
+            self._lock.check()
+        _rewrite(self.path, header, self.records, keys)
+        self._file.close()
+        _, self.records, self._size = read_journal(self.path)
+        self._file = self.path.open("r+b", buffering=0)
+        self._file.seek(self._size)
 
     def append(self, key: str, record: Mapping[str, Any]) -> None:
         """Record a finished task; it is on disk when this returns.

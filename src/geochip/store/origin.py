@@ -82,6 +82,26 @@ def alike(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     return all(before[name] == after[name] for name in ("header", "content"))
 
 
+def other_scenes(
+    known: Mapping[str, Any], header: Mapping[str, Any], unread: Collection[str]
+) -> tuple[set[str], set[str]]:
+    """Scenes that are not surely those that a store was made from, where nothing speaks against going on with it.
+
+    Args:
+        known: the header of its journal.
+        header: the header of what it would be continued with.
+        unread: names of scenes that could not be read so far.
+
+    Returns:
+        Names of scenes that were mended: what was made of what they were is not done; and of those that are doubtful,
+        since their files were written or copied: all that was compared of them is the same.
+    """
+    before, after = known["scenes"], header["scenes"]
+    other = {name for name in after if name in before and before[name] != after[name]}
+    mended = {name for name in other if name in unread or not alike(before[name], after[name])}
+    return mended, other - mended
+
+
 def refuse_other(
     known: Mapping[str, Any], header: Mapping[str, Any], unread: Collection[str], *, store: Path, option: str
 ) -> None:
