@@ -101,7 +101,9 @@ def test_chips_are_their_scenes_pixels_and_labels(tmp_path, chip, capsys):
     printed = capsys.readouterr().out
     assert "3 scenes, 15 chips of 32 x 32 (10 in train, 5 in val)" in printed
     assert f"open it with xarray.open_datatree('{path}')" in printed
-    assert gpd.read_parquet(path.parent / "scenes.parquet").status.tolist() == ["ok"] * 3
+    catalogue = gpd.read_parquet(path.parent / "scenes.parquet")
+    assert catalogue.status.tolist() == ["ok"] * 3
+    assert "image_stamp" not in catalogue.columns
 
 
 @pytest.mark.parametrize(
