@@ -1,4 +1,5 @@
 import logging
+import os
 from pathlib import Path
 
 import hypothesis
@@ -11,6 +12,23 @@ from helpers import IMAGE, LABEL, box, data_flags, write_label, write_scene
 # No test fails for the time that it takes: machines are busy.
 hypothesis.settings.register_profile("geochip", deadline=None)
 hypothesis.settings.load_profile("geochip")
+
+# Threads of PyTorch that wait for work sleep: where tests share the cores, spinning takes them from others.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Among several processes, give every other file of the first ones a Slurm to wait for: the cores have time for both."""
+    if not config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return
+    files = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waiting = sorted((path for path in files if path.parent.name == "slurm"), key=lambda path: -len(files[path]))
+    others = [path for path in files if path not in waiting]
+    order = [path for pair in zip(waiting, others, strict=False) for path in pair]
+    order += [path for path in files if path not in order]
+    items[:] = [item for path in order for item in files[path]]
 
 
 @pytest.fixture(scope="session")
