@@ -105,6 +105,8 @@ def test_a_walltime_and_memory_that_are_tight_are_told(examine):
         "300.0 MiB is less than a worker that chips takes"
         in examine("--cluster.cpu.memory=300MiB", "--no_probe")["warn"]["cpu job"]
     )
+    told = examine("--cluster.gpu.memory=1GiB", "--no_probe")["warn"]["gpu job"]
+    assert "cluster.gpu.memory: 1.0 GiB is little: PyTorch alone takes up to 0.8 GiB" in told
 
 
 def test_a_node_that_does_not_see_the_disks(examine, tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ _SHORT = {"-p": "partition", "-A": "account", "-q": "qos", "-t": "time", "-c": "
           "-N": "nodes", "-C": "constraint"}  # fmt: skip
 
 _IMAGES = (".sif", ".simg", ".sqsh")
+# MiB, for a worker that predicts. Python with a CUDA build of PyTorch was seen at 830 MiB before the first block.
+_LEAST_TO_PREDICT = 1536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,9 +218,19 @@ def memory_of(text: str) -> int | None:
 
 
 def judge_memory(case: Case, name: str, job: Job) -> list[Finding]:
-    """Whether a worker that chips has the memory that it takes."""
+    """Whether a worker has the memory that it takes."""
     given, needed = memory_of(job.directives.get("mem", "")), worker_bytes(case)
-    if name != "cpu" or given is None or needed is None or given * 2**20 >= needed:
+    if given is None:
+        return []
+    if name == "gpu" and given < _LEAST_TO_PREDICT:
+        return [
+            warn(
+                f"{name} job",
+                f"cluster.gpu.memory: {megabytes(given * 2**20)} is little: PyTorch alone takes up to 0.8 GiB, and a "
+                "worker takes no tasks while it is 80 % full; raise it",
+            )
+        ]
+    if name != "cpu" or needed is None or given * 2**20 >= needed:
         return []
     return [
         warn(
