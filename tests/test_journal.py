@@ -107,7 +107,11 @@ def test_a_scene_whose_header_could_be_read_at_last_is_made_anew(tmp_path):
     with journal(path, header(a=None, b="h x")) as first:
         first.append("0", {"scenes": ["a", "b"], "unread": ["a"]})
         first.append("1", {"scenes": ["b"]})
+    before = path.read_bytes()
     with journal(path, header(a="h y", b="h x")) as second:
+        # Not before the store says that it is unfinished again.
+        assert (second.dropped, path.read_bytes()) == ({"0"}, before)
+        settle(second)
         assert second.records == {"1": {"scenes": ["b"]}}
         second.append("0", {"scenes": ["a", "b"], "unread": []})
         assert second.records.unread == set()
@@ -339,6 +343,8 @@ def test_the_file_of_a_scene_that_could_not_be_read_may_change_until_it_can(tmp_
         first.append("2", {"scenes": ["b"]})
     with journal(path, header(a="h mended", b="h x")) as second:
         # What was made of its old content is not done.
+        assert second.dropped == {"0", "1"}
+        settle(second)
         assert second.records == {"2": {"scenes": ["b"]}}
         second.append("0", {"scenes": ["a", "b"], "unread": []})
     assert read_journal(path)[0] == header(a="h mended", b="h x")

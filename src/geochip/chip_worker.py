@@ -24,7 +24,7 @@ from geochip.plan import ChipTask, Cut, PlannedScene
 from geochip.sampling import candidates_of, scene_generator
 from geochip.scenes import Scene, SceneError, SceneReader
 from geochip.statistics import BandCounter
-from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, ChipStore, sync_shard, write_shard
+from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, ChipStore, shard_files, sync_shard, write_shard
 from geochip.windows import Window
 
 Record = dict[str, Any]
@@ -154,6 +154,9 @@ def changed_scenes(job: ChipJob, tasks: Sequence[ChipTask], names: Collection[st
             except (SceneError, LabelError) as error:
                 assert cut.scene.scene is not None
                 different.append((cut.scene.name, _reason(error, cut.scene.scene)))
+    with _spare_lock:
+        # Of many sizes, and for no shard that follows.
+        _spare.clear()
     return different
 
 
@@ -181,9 +184,10 @@ def _read_chip(store: ChipStore, split: str, position: int, name: str) -> tuple[
     try:
         return store.read(split, np.array([position]))
     except ValueError as error:
+        image, label = shard_files(store.path, split, position // len(store.shards(split)[0]))
         raise WorkError(
-            f"{store.path}: a chip of scene {name} is damaged ({error}); python -m geochip.chipping --verify finds all "
-            "that are"
+            f"{store.path}: a chip of scene {name} is damaged ({error}); remove {image} and {label} and run the same "
+            "command again, which makes them anew"
         ) from None
 
 

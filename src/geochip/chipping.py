@@ -109,9 +109,10 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
         known, records, _ = read_journal(journal_path(store))
         if store.exists() and known is not None:
             refuse_other(known, ready.header, records.unread_scenes(), store=store, option="chips.store")
-            missing = len(missing_tasks(ready.plan, store, records))
+            mended, doubtful = other_scenes(known, ready.header, records.unread_scenes())
+            anew = {key for key in records if mended and not mended.isdisjoint(records[key]["scenes"])}
+            missing = len({*missing_tasks(ready.plan, store, records), *anew})
             print(f"{ready.plan.shards - missing} of {ready.plan.shards} shards are there already")
-            _, doubtful = other_scenes(known, ready.header, records.unread_scenes())
             if doubtful:
                 print(describe_doubtful(len(doubtful)))
         describe_jobs(config.cluster, "cpu", config.run_dir)
@@ -180,10 +181,8 @@ def cut_chips(ready: Prepared, config: RunConfig, journal: Journal) -> None:
     if len(missing) < plan.shards:
         print(f"{plan.shards - len(missing)} of {plan.shards} shards are there already")
     doubtful = doubtful_tasks(plan, store, journal)
-    if not doubtful:
-        # Nothing was made of them so far.
-        journal.settle({}, store=store, option="chips.store")
     if not missing and not doubtful:
+        journal.settle({}, store=store, option="chips.store")
         reopen_chip_store(store)
         return
     labels = {scene.label for scene in ready.catalogue.scenes if scene.label is not None}
@@ -208,6 +207,9 @@ def cut_chips(ready: Prepared, config: RunConfig, journal: Journal) -> None:
                     store=store,
                     option="chips.store",
                 )
+            else:
+                # Nothing was made of doubtful scenes so far.
+                journal.settle({}, store=store, option="chips.store")
             # Not before: a store that is refused stays as it is.
             reopen_chip_store(store)
             if missing:

@@ -130,9 +130,6 @@ def work(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> dic
     failed: dict[str, SetAside] = {}
     missing = missing_pieces(plan, predictions, journal)
     doubtful = doubtful_pieces(plan, predictions, journal)
-    if not doubtful:
-        # Nothing was made of them so far.
-        journal.settle({}, store=predictions.path, option="infer.store")
     with contextlib.ExitStack() as stack:
         # No cluster is started to find that there is nothing to do.
         client = None
@@ -142,6 +139,9 @@ def work(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> dic
         if client is not None and doubtful:
             tasks = comparisons(plan, predictions, doubtful)
             recheck(client, journal, tasks, changed_scenes, store=predictions.path, option="infer.store")
+        else:
+            # Nothing was made of doubtful scenes so far.
+            journal.settle({}, store=predictions.path, option="infer.store")
         if client is not None and missing:
             failed = predict_pieces_on(client, plan, predictions, missing, journal)
             now = {piece.scene.scene_id for piece in missing} - set(failed)

@@ -56,7 +56,9 @@ def recheck(
 
     def on_result(key: str, found: Different) -> None:
         # That it has changed is worse than that another part of it cannot be read.
-        different.update({name: reason for name, reason in found if different.get(name, "") is not None})
+        for name, reason in found:
+            if different.get(name, "") is not None:
+                different[name] = reason
         left.subtract(names_of[key])
         progress.advance(1)
 

@@ -147,15 +147,19 @@ class _Silence:
             workers = list(self._client.scheduler_info(n_workers=-1)["workers"].values())
         except OSError:
             return None
-        if not workers or any(
-            one["status"] != "paused" or one["metrics"]["task_counts"].get("executing") for one in workers
-        ):
+        if not workers or any(one["status"] != "paused" or _at_work(one) for one in workers):
             return None
         fullest = max(workers, key=lambda one: one["metrics"]["memory"])
         return (
             f"each is nearly full, with up to {fullest['metrics']['memory'] / 2**20:.0f} of "
             f"{fullest['memory_limit'] / 2**20:.0f} MiB, and waits until memory is freed"
         )
+
+
+def _at_work(worker: dict[str, Any]) -> bool:
+    """Whether a worker has a task that may still end; one that has made way for others is "long-running"."""
+    counts = worker["metrics"].get("task_counts", {})
+    return any(counts.get(state) for state in ("executing", "long-running"))
 
 
 def wait_for_a_worker(client: Client, *, seconds: float = 15.0) -> None:
@@ -207,7 +211,7 @@ class _InFlight:
             future.add_done_callback(self.finished.put)
 
 
-def _result_of(future: Any, watch: Watch) -> Any:
+def _result_of(future: Any, watch: Watch, silence: _Silence) -> Any:
     """The result of a task that has finished: again, perhaps, when its worker died before it could be fetched."""
     while True:
         try:
@@ -216,6 +220,7 @@ def _result_of(future: Any, watch: Watch) -> Any:
             if future.status == "error":  # the task's own
                 raise
             watch.look()
+            silence.look(watch.advice)
 
 
 def run_tasks(
@@ -256,7 +261,7 @@ def run_tasks(
                 continue
             silence.broken()
             key = flight.keys.pop(future)
-            on_result(key, _result_of(future, watch))
+            on_result(key, _result_of(future, watch, silence))
             future.release()
             flight.fill()
     except (FutureCancelledError, CommClosedError) as error:

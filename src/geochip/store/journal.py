@@ -112,7 +112,8 @@ class Journal:
         self.doubtful_keys: frozenset[str] = frozenset()
         """Of the tasks that have some of them."""
         self.dropped: frozenset[str] = frozenset()
-        """Of tasks that are recorded, but of scenes that have been mended since: they are not done."""
+        """Of tasks that are recorded, but of scenes that have been mended since: they are not done, and `settle` takes
+        them out."""
         self._known: dict[str, Any] | None = None
         """The header on disk, as long as it is another one."""
         self._lock = lock
@@ -155,7 +156,7 @@ class Journal:
         journal.doubtful = frozenset(doubtful)
         journal.doubtful_keys = frozenset(key for key, scenes in of.items() if not doubtful.isdisjoint(scenes))
         journal._known = known
-        if not doubtful:
+        if not doubtful and not journal.dropped:
             try:
                 journal.settle({}, store=store, option=option)
             except BaseException:
