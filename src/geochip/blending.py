@@ -77,8 +77,10 @@ def read_block(
         read: reads the scene.
 
     Returns:
-        The windows that touch the block, row by row; the part of the scene that they cover; its pixels, (band, height,
-        width); and which of them are valid.
+        windows: those that touch the block, row by row.
+        halo: the part of the scene that they cover.
+        image_bhw: (band, height, width) pixels of the halo, in the scene's dtype and units.
+        valid_hw: bool (height, width), True where the halo has data.
     """
     windows = sliding.touching(block, height, width)
     # Row by row: the first window begins the region and the last one ends it.

@@ -110,8 +110,7 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
         if store.exists() and known is not None:
             refuse_other(known, ready.header, records.unread_scenes(), store=store, option="chips.store")
             mended, doubtful = other_scenes(known, ready.header, records.unread_scenes())
-            anew = {key for key in records if mended and not mended.isdisjoint(records[key]["scenes"])}
-            missing = len({*missing_tasks(ready.plan, store, records), *anew})
+            missing = len({*missing_tasks(ready.plan, store, records), *records.keys_of(mended)})
             print(f"{ready.plan.shards - missing} of {ready.plan.shards} shards are there already")
             if doubtful:
                 print(describe_doubtful(len(doubtful)))

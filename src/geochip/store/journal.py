@@ -71,6 +71,16 @@ class Records(Mapping[str, dict[str, Any]]):
         """Names of the scenes that could not be read so far."""
         return {name for key in self.unread for name in self[key]["unread"]}
 
+    def keys_of(self, scenes: Collection[str]) -> frozenset[str]:
+        """Keys of the records of tasks that some of these scenes, by name, went into."""
+        # Reads every record: only where there is something to look for.
+        names = set(scenes)
+        return (
+            frozenset(key for key in self if not names.isdisjoint(self[key].get("scenes", ())))
+            if names
+            else frozenset()
+        )
+
     def line(self, key: str) -> bytes:
         """The record as it stands in the file, its key and the end of the line included."""
         start, length = self._places[key]
@@ -150,11 +160,9 @@ class Journal:
         mended, doubtful = other_scenes(known, header, unread)
         # What an earlier run noted for later ones stays, until it is noted anew.
         journal = cls(path, {**known, **header}, records, good_bytes, lock)
-        of = {key: records[key].get("scenes", ()) for key in records} if mended or doubtful else {}
         # From now on their content is what must not change, and what was made of their old one is not done.
-        journal.dropped = frozenset(key for key, scenes in of.items() if not mended.isdisjoint(scenes))
-        journal.doubtful = frozenset(doubtful)
-        journal.doubtful_keys = frozenset(key for key, scenes in of.items() if not doubtful.isdisjoint(scenes))
+        journal.dropped = records.keys_of(mended)
+        journal.doubtful, journal.doubtful_keys = frozenset(doubtful), records.keys_of(doubtful)
         journal._known = known
         if not doubtful and not journal.dropped:
             try:
