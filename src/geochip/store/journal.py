@@ -73,13 +73,11 @@ class Records(Mapping[str, dict[str, Any]]):
 
     def keys_of(self, scenes: Collection[str]) -> frozenset[str]:
         """Keys of the records of tasks that some of these scenes, by name, went into."""
-        # Reads every record: only where there is something to look for.
+        if not scenes:
+            # No record need be read for it.
+            return frozenset()
         names = set(scenes)
-        return (
-            frozenset(key for key in self if not names.isdisjoint(self[key].get("scenes", ())))
-            if names
-            else frozenset()
-        )
+        return frozenset(key for key in self if not names.isdisjoint(self[key].get("scenes", ())))
 
     def line(self, key: str) -> bytes:
         """The record as it stands in the file, its key and the end of the line included."""
@@ -272,6 +270,7 @@ class Journal:
         Raises:
             WorkError: when the disk is full, or another process has taken the store over; the journal is as it was.
         """
+        assert self._known is None, "settle comes first"
         if self._lock is not None:
             self._lock.check()
         document = {"key": key, **record}
