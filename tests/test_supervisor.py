@@ -24,11 +24,13 @@ class Slurm:
     key, name, address = "cluster.cpu", "geochip-test", "tcp://nowhere"
     start_seconds, life_seconds = 300.0, 10.0
     refusal, most = "Job violates accounting/QOS policy", 1000
+    # How many jobs it takes without an answer; what sbatch says then.
+    mute, no_answer = 0, "Batch job submission failed: Socket timed out on send/recv operation"
 
     def __init__(self, tmp_path):
         self.states, self.here, self.ids = {}, set(), map(str, itertools.count(1))
         self.cancelled, self.closed, self.directory = [], 0, tmp_path
-        self.started = {}
+        self.started, self.reasons, self.expected = {}, {}, {}
 
     def submit(self):
         if len(self.states) >= self.most:
@@ -36,6 +38,9 @@ class Slurm:
         job_id = next(self.ids)
         self.states[job_id] = "RUNNING"
         self.here.add(job_id)
+        if self.mute:
+            self.mute -= 1
+            raise SlurmError(f"sbatch: {self.no_answer}; try again", self.no_answer)
         return job_id
 
     def log(self, job_id):
@@ -51,11 +56,18 @@ class Slurm:
         self.states[job_id] = state
         self.here.discard(job_id)
 
-    def job_states(self, ids, *, details=True):
+    def job_states(self, name, *, details=True):
+        assert name == self.name
         return {
-            job_id: JobState(job_id=job_id, state=self.states[job_id], started=self.started.get(job_id, "12:00"))
-            for job_id in ids
-            if self.states.get(job_id) is not None
+            job_id: JobState(
+                job_id=job_id,
+                state=state,
+                started=self.started.get(job_id, "12:00"),
+                reason=self.reasons.get(job_id, ""),
+                expected_start=self.expected.get(job_id),
+            )
+            for job_id, state in self.states.items()
+            if state is not None
         }
 
 
@@ -134,7 +146,7 @@ def test_what_slurm_takes_of_the_jobs_is_worked_with_and_the_others_are_tried_ag
             looks(supervisor)
         told = capsys.readouterr().err
         assert "tried again" not in told
-        assert "2 of 4 workers are there; 2 more jobs were refused: sbatch: Job violates accounting" in told
+        assert "2 of 4 workers are there; 2 more could not be submitted: sbatch: Job violates accounting" in told
         slurm.most = 3
         at(monkeypatch, 61)
         looks(supervisor)
@@ -152,6 +164,111 @@ def test_what_slurm_takes_of_the_jobs_is_worked_with_and_the_others_are_tried_ag
         looks(supervisor)
         with pytest.raises(WorkError, match=r"^4 jobs were lost, and cluster.max_replacements is 0"):
             supervisor.look()
+
+
+def test_a_job_that_slurm_took_without_an_answer_is_one_of_the_workers(slurm, monkeypatch, capsys):
+    with Supervisor(slurm, slurm, ClusterConfig(max_replacements=1), 3) as supervisor:
+        looks(supervisor)
+        slurm.end("3", "FAILED")
+        slurm.mute = 1
+        looks(supervisor)
+        told = capsys.readouterr().err
+        assert "Socket timed out on send/recv operation; try again; tried again every minute" in told
+        assert "job 4 was submitted, though sbatch had no answer; it is one of the workers" in told
+        at(monkeypatch, 61)
+        looks(supervisor)
+        # It is the one in place of the lost one: no other is submitted.
+        assert list(slurm.states) == ["1", "2", "3", "4"]
+        slurm.end("4", "FAILED")
+        looks(supervisor)
+        assert list(slurm.states) == ["1", "2", "3", "4"]
+        assert "job 4 failed" in capsys.readouterr().err
+
+
+def test_jobs_that_slurm_took_without_an_answer_at_the_start_are_not_submitted_twice(slurm, monkeypatch, capsys):
+    taken = slurm.submit
+
+    def last_is_mute():
+        slurm.mute = int(len(slurm.states) == 2)
+        return taken()
+
+    monkeypatch.setattr(slurm, "submit", last_is_mute)
+    with Supervisor(slurm, slurm, ClusterConfig(), 3) as supervisor:
+        assert "try again; going on with 2 of 3 workers, and trying again" in capsys.readouterr().err
+        looks(supervisor)
+        at(monkeypatch, 61)
+        looks(supervisor)
+        assert list(slurm.states) == ["1", "2", "3"]
+        assert "3 of 3 workers are there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("said", "goes_on"), [(Slurm.no_answer, True), ("Invalid account", False)])
+def test_without_any_worker_a_run_goes_on_only_where_slurm_may_answer_later(slurm, monkeypatch, said, goes_on):
+    with Supervisor(slurm, slurm, ClusterConfig(wait_minutes=5), 2) as supervisor:
+        looks(supervisor)
+        slurm.most, slurm.refusal = 0, said
+        slurm.end("1", "NODE_FAIL")
+        slurm.end("2", "NODE_FAIL")
+        looks(supervisor)
+        if goes_on:
+            supervisor.look()
+            at(monkeypatch, 301)
+            looks(supervisor)
+        with pytest.raises(WorkError, match="^no worker for 5 minutes" if goes_on else "^sbatch: Invalid account"):
+            supervisor.look()
+
+
+def test_slurm_is_asked_seldom_while_nothing_is_the_matter(slurm, monkeypatch):
+    asked = []
+
+    def job_states(name, **options):
+        asked.append(name)
+        return slurm.job_states(name, **options)
+
+    def asked_in(seconds):
+        asked.clear()
+        for _ in range(seconds):
+            at(monkeypatch, 1)
+            supervisor._tick()
+        return len(asked)
+
+    monkeypatch.setattr(_supervisor, "job_states", job_states)
+    with Supervisor(slurm, slurm, ClusterConfig(), 2) as supervisor:
+        slurm.here.clear()
+        assert asked_in(20) == 10
+        slurm.here.update(slurm.states)
+        asked_in(10)
+        assert asked_in(300) == 10
+        # One that goes is looked after at once, and then while another one waits for its turn.
+        slurm.end("1", "FAILED")
+        asked_in(5)
+        assert list(slurm.states) == ["1", "2", "3"]
+        slurm.states["3"] = "PENDING"
+        slurm.here.discard("3")
+        asked_in(70)
+        assert asked_in(300) == 30
+
+
+def test_a_job_that_the_staff_hold_is_not_replaced(slurm):
+    with Supervisor(slurm, slurm, ClusterConfig(wait_minutes=5), 1) as supervisor:
+        slurm.end("1", "PENDING")
+        slurm.reasons["1"] = "JobHeldAdmin"
+        looks(supervisor, 5)
+        assert list(slurm.states) == ["1"]
+        supervisor.look()
+
+
+def test_when_a_job_is_expected_to_start_is_told(slurm, capsys):
+    with Supervisor(slurm, slurm, ClusterConfig(), 2) as supervisor:
+        for job_id in ("1", "2"):
+            slurm.end(job_id, "PENDING")
+            slurm.reasons[job_id] = "Resources"
+        slurm.expected.update({"1": "2026-03-02T08:00:00", "2": "2026-03-01T14:00:00"})
+        looks(supervisor)
+        assert (
+            "0 of 2 workers are there; jobs 1, 2 wait: it waits until enough nodes are free (Resources), expected start "
+            "2026-03-01 14:00:00\n"
+        ) in capsys.readouterr().err
 
 
 def test_no_job_is_too_few(slurm):

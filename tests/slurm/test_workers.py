@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -17,7 +18,7 @@ from distributed import Client
 from distributed.security import Security
 
 from geochip.chipping import main
-from geochip.cluster import dask_client, run_tasks
+from geochip.cluster import _supervisor, dask_client, run_tasks
 from geochip.config import ClusterConfig, SlurmJobConfig
 from geochip.errors import WorkError
 from geochip.slurm import SlurmError
@@ -170,8 +171,9 @@ def test_a_worker_at_the_end_of_its_time_is_followed_by_another_one(tmp_path, sl
     )
 
 
-def test_a_controller_that_is_gone_for_a_while_costs_nothing(tmp_path, slurm, capsys):
+def test_a_controller_that_is_gone_for_a_while_costs_nothing(tmp_path, slurm, monkeypatch, capsys):
     """Jobs go on without it, and what is asked for waits."""
+    monkeypatch.setattr(_supervisor, "_POLL_SECONDS_AT_WORK", 2.0)
     done, told, back = [], [], threading.Event()
 
     def outage():
@@ -204,6 +206,32 @@ def test_a_controller_that_is_gone_for_a_while_costs_nothing(tmp_path, slurm, ca
     )
     assert slurm.jobs() == []
     assert left_by(tmp_path) == (set(), [])
+
+
+def test_a_job_that_sbatch_submits_without_saying_so_is_one_of_the_workers(tmp_path, slurm, monkeypatch, capsys):
+    """As when the controller is busy: it has the job, and nobody has its answer."""
+    programs, first = tmp_path / "bin", tmp_path / "first"
+    programs.mkdir()
+    (programs / "sbatch").write_text(
+        f'#!/bin/sh\n{shutil.which("sbatch")} "$@" || exit\n[ -e {first} ] || {{ : >{first}; exit 0; }}\n'
+        'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2\nexit 1\n'
+    )
+    (programs / "sbatch").chmod(0o700)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    run_dir, told = tmp_path / "run", ""
+
+    def listen(*_):
+        nonlocal told
+        told += capsys.readouterr().err
+
+    with dask_client(cluster(2), run_dir=run_dir) as client:
+        calls = itertools.takewhile(lambda n: "2 of 2 workers are there" not in told and n < 300, itertools.count())
+        run_tasks(client, time.sleep, ((str(n), (0.2,)) for n in calls), listen)
+        assert len(slurm.jobs()) == 2
+    assert "Socket timed out on send/recv operation; " in told
+    assert "going on with 1 of 2 workers, and trying again for the others every minute" in told
+    assert re.search(r"^Slurm: job \d+ was submitted, though sbatch had no answer; it is one of", told, re.MULTILINE)
+    assert left_by(run_dir) == (set(), [])
 
 
 def test_replacements_are_bounded(tmp_path, slurm):

@@ -39,6 +39,8 @@ signal.signal(signal.SIGINT, _on_interrupt)
 DEFAULT_WORKERS = 4
 # Seconds in which a worker has to find the scheduler. Many that start at once from a shared disk take minutes.
 _DEATH_TIMEOUT = 300
+# A busy controller takes its time; sbatch itself tries again for about that long.
+_SBATCH_SECONDS = 120
 # The one whose section of Dask's configuration the script is made from.
 _NAME = "geochip"
 # Defaults of the person who calls sbatch. In the environment they would override what the script says.
@@ -166,7 +168,9 @@ class SlurmJobs:
             SlurmError: when Slurm refuses it.
         """
         try:
-            said = run_slurm("sbatch", "--parsable", stdin=self._script, environ=self._environment)
+            said = run_slurm(
+                "sbatch", "--parsable", timeout=_SBATCH_SECONDS, stdin=self._script, environ=self._environment
+            )
         except SlurmError as error:
             if not error.stderr:
                 raise

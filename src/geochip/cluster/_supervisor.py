@@ -8,7 +8,6 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -22,9 +21,11 @@ from geochip.errors import WorkError
 from geochip.slurm import JobState, SlurmError, cancel, explain, job_states, run_slurm
 
 _TICK_SECONDS = 0.5
-# Of squeue, which the controller serves for everybody: the more jobs, the longer.
-_POLL_SECONDS = (2.0, 10.0)
+# Between two looks at the queue, which the controller serves for everybody: while something is going on, while jobs
+# wait or are many, and while all workers are there.
+_POLL_SECONDS, _POLL_SECONDS_WAITING, _POLL_SECONDS_AT_WORK = 2.0, 10.0, 30.0
 _MANY = 50
+_CALM_SECONDS = 60.0
 _TELL_SECONDS = 60.0
 _TELL_SECONDS_AT_WORK = 600.0
 _SLOW_START_SECONDS = 60.0
@@ -35,7 +36,8 @@ _GOODBYE_SECONDS = 4.0
 _CANCELS = 3
 _CANCEL_AGAIN_SECONDS = 2.0
 _END_SECONDS = 8.0
-_HELD = ("launch failed requeued held", "JobHeldAdmin")
+# A node could not start it; another job may be given another node. What the site's staff hold is not one of these.
+_HELD = ("launch failed requeued held",)
 # A job in one of these may be back in the queue a moment later.
 _REQUEUED = ("NODE_FAIL", "PREEMPTED")
 
@@ -95,6 +97,8 @@ class Supervisor:
         self.advice = f"give them more memory ({submitter.key}.memory), or use smaller chips or blocks"
         self._submitter, self._scheduler, self._cluster, self._count = submitter, scheduler, cluster, count
         self._jobs: dict[str, Job] = {}
+        # Of all jobs that were ever there.
+        self._seen: set[str] = set()
         self._failure: Exception | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="geochip-supervisor", daemon=True)
@@ -105,7 +109,8 @@ class Supervisor:
         self._refused = ""
         self._told: Any = None
         self._limit_told = False
-        self._told_at = self._last_worker = time.monotonic()
+        self._told_at = self._last_worker = self._changed_at = time.monotonic()
+        self._here: set[str] = set()
         self._next_poll = 0.0
         self._silent_since: float | None = None
 
@@ -120,7 +125,7 @@ class Supervisor:
                     f"{refusal}; going on with {len(self._jobs)} of {self._count} workers, and trying again for the "
                     "others every minute"
                 )
-            self._next_poll = time.monotonic() + _POLL_SECONDS[0]
+            self._next_poll = self._changed_at + _POLL_SECONDS
             self._thread.start()
         except BaseException:
             with undisturbed():
@@ -150,13 +155,12 @@ class Supervisor:
         """End the jobs, and wait a little until they are gone; what fails keeps nothing else from being done."""
         if not self._submitted:
             return
-        ids = list(self._jobs)
         here = {name.split("-")[0] for name in self._scheduler.names()}
         with contextlib.suppress(SlurmError):
-            cancel(job_id for job_id in ids if job_id not in here)
+            cancel(job_id for job_id in list(self._jobs) if job_id not in here)
         # The others are told to end, so that they clear up after themselves; one that is busy is not waited for.
         self._scheduler.close()
-        _gone(ids, _GOODBYE_SECONDS)
+        _wait_for_end(self._submitter.name, _GOODBYE_SECONDS)
         for attempt in range(_CANCELS):
             try:
                 # By name: also one that was submitted while this process was told to end, and whose id was never read.
@@ -171,7 +175,7 @@ class Supervisor:
                 time.sleep(_CANCEL_AGAIN_SECONDS)
             else:
                 break
-        _gone(ids, _END_SECONDS)
+        _wait_for_end(self._submitter.name, _END_SECONDS)
 
     def _submit_all(self) -> SlurmError | None:
         """Submit the jobs; returns why some of them were refused, if one at least was not.
@@ -183,10 +187,10 @@ class Supervisor:
             try:
                 self._submit()
             except SlurmError as error:
-                # Without words of its own it did not answer, and may have taken the job: whoever asks again has two.
-                if not self._jobs or not error.stderr:
+                if not self._jobs:
                     raise
-                # As Slurm takes the others, it has something against their number: a limit on submitted jobs.
+                # As Slurm takes the others, it has something against their number: a limit on submitted jobs. Or it did
+                # not answer; what it took nevertheless is found long before the next try, see _adopt.
                 self._to_submit = self._count - number
                 self._retry_at = time.monotonic() + _RETRY_SECONDS
                 self._refused = str(error)
@@ -208,9 +212,14 @@ class Supervisor:
             self._jobs[job_id].came = True
         if here:
             self._ever, self._last_worker = True, now
+        if self._here - here:
+            # Slurm may know why.
+            self._next_poll = min(self._next_poll, now + _POLL_SECONDS)
+        if here != self._here:
+            self._here, self._changed_at = here, now
         if now >= self._next_poll:
             self._poll(now, here)
-            self._next_poll = time.monotonic() + _POLL_SECONDS[len(self._jobs) > _MANY]
+            self._next_poll = time.monotonic() + self._poll_seconds(now, here)
         if not here and now - self._last_worker >= 60 * self._cluster.wait_minutes:
             self._failure = StillWaitingError(
                 f"no worker for {self._cluster.wait_minutes:g} minutes (cluster.wait_minutes): {self._in_words(here)}; "
@@ -218,9 +227,15 @@ class Supervisor:
                 "; ".join(of_those_not_there(self._jobs.values(), here)),
             )
 
+    def _poll_seconds(self, now: float, here: set[str]) -> float:
+        if here >= self._jobs.keys() and not self._to_submit + self._to_renew + self._to_replace:
+            return _POLL_SECONDS_AT_WORK
+        calm = now - self._changed_at >= _CALM_SECONDS
+        return _POLL_SECONDS_WAITING if calm or len(self._jobs) > _MANY else _POLL_SECONDS
+
     def _poll(self, now: float, here: set[str]) -> None:
         try:
-            states = job_states(self._jobs)
+            states = job_states(self._submitter.name)
         except SlurmError as error:
             if self._silent_since is None or now - self._told_at >= _TELL_SECONDS:
                 say(f"squeue: {error.stderr}; asking again" if error.stderr else f"{error}; asking again")
@@ -228,11 +243,21 @@ class Supervisor:
             self._silent_since = self._silent_since or now
             return
         self._silent_since = None
+        self._adopt(states)
         for job in list(self._jobs.values()):
             self._judge(job, states.get(job.job_id), now, here)
         if self._failure is None:
             self._refill(now, here)
             self._tell(now, here)
+
+    def _adopt(self, states: dict[str, JobState]) -> None:
+        """Take in jobs that Slurm took although sbatch said that it had no answer."""
+        for job_id, state in states.items():
+            if job_id not in self._seen and not state.ended:
+                self._seen.add(job_id)
+                self._jobs[job_id] = Job(job_id)
+                self._one_less()
+                say(f"job {job_id} was submitted, though sbatch had no answer; it is one of the workers")
 
     def _judge(self, job: Job, state: JobState | None, now: float, here: set[str]) -> None:
         """Take in what Slurm says of one job."""
@@ -323,7 +348,8 @@ class Supervisor:
             try:
                 job_id = self._submit()
             except SlurmError as error:
-                if not self._jobs and not here:
+                # Where nobody answers, cluster.wait_minutes says how long that is waited for.
+                if not self._jobs and not here and not error.unanswered:
                     self._failure = error
                     return
                 if str(error) != self._refused:
@@ -333,18 +359,23 @@ class Supervisor:
                 return
             self._refused = ""
             instead = self._to_submit == 0
-            if self._to_submit:
-                self._to_submit -= 1
-            elif self._to_renew:
-                self._to_renew -= 1
-            else:
-                self._to_replace -= 1
-                self._replaced += 1
+            self._one_less()
             say(f"submitted job {job_id}{' instead' if instead else ''}")
+
+    def _one_less(self) -> None:
+        """Count one that was submitted."""
+        if self._to_submit:
+            self._to_submit -= 1
+        elif self._to_renew:
+            self._to_renew -= 1
+        elif self._to_replace:
+            self._to_replace -= 1
+            self._replaced += 1
 
     def _submit(self) -> str:
         self._submitted = True
         job_id = self._submitter.submit()
+        self._seen.add(job_id)
         self._jobs[job_id] = Job(job_id)
         return job_id
 
@@ -359,6 +390,8 @@ class Supervisor:
         waiting = any(kind not in ("there", "starting") for kind in standing)
         signature = {kind: len(jobs) for kind, jobs in standing.items()}
         every = _TELL_SECONDS_AT_WORK if here else _TELL_SECONDS
+        if signature != self._told:
+            self._changed_at = now
         if signature != self._told or ((waiting or not here) and now - self._told_at >= every):
             self._told, self._told_at = signature, now
             say(self._in_words(here))
@@ -366,7 +399,8 @@ class Supervisor:
     def _in_words(self, here: set[str]) -> str:
         jobs = self._jobs.values()
         there = len(groups(jobs, here).get("there", []))
-        refused = [f"{self._to_submit} more jobs were refused: {self._refused}"] if self._to_submit else []
+        missing = self._to_submit + self._to_renew + self._to_replace if self._refused else 0
+        refused = [f"{missing} more could not be submitted: {self._refused}"] if missing else []
         return "; ".join([f"{there} of {self._count} workers are there", *of_those_not_there(jobs, here), *refused])
 
     def _way_out(self) -> str:
@@ -392,14 +426,11 @@ class Supervisor:
         return str(self._submitter.log(job_id))
 
 
-def _gone(ids: Sequence[str], seconds: float) -> bool:
-    """Wait until jobs have ended; whether they have, as far as Slurm tells."""
+def _wait_for_end(name: str, seconds: float) -> None:
+    """Wait until the jobs of a name have ended, as far as Slurm tells, but not for long."""
     end = time.monotonic() + seconds
-    while ids:
+    while time.monotonic() < end:
         with contextlib.suppress(SlurmError):
-            if all(state.ended for state in job_states(ids, details=False).values()):
-                break
-        if time.monotonic() >= end:
-            return False
+            if all(state.ended for state in job_states(name, details=False).values()):
+                return
         time.sleep(0.5)
-    return True

@@ -39,6 +39,7 @@ _COMMANDS = ("sbatch", "squeue", "scontrol", "scancel")
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_")
 _OF_LISTS = ("SQUEUE_", "SINFO_", "SCONTROL_", "SCANCEL_")
 _IDS_AT_ONCE = 200
+_NO_ANSWER = ("timed out", "unable to contact", "zero bytes were transmitted", "connection refused")
 
 ENDED = frozenset((
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
@@ -54,6 +55,11 @@ class SlurmError(WorkError):
         super().__init__(text)
         self.stderr = stderr
         """What the command itself said."""
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether Slurm's controller gave no answer, so that what was asked for may have been done all the same."""
+        return not self.stderr or any(words in self.stderr.lower() for words in _NO_ANSWER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,11 +194,11 @@ def run_slurm(
     return done.stdout
 
 
-def job_states(ids: Iterable[str], *, details: bool = True) -> dict[str, JobState]:
-    """What Slurm says of some jobs.
+def job_states(name: str, *, details: bool = True) -> dict[str, JobState]:
+    """What Slurm says of this user's jobs of a name.
 
     Args:
-        ids: of the jobs.
+        name: of the jobs. Their ids would not do: one that was submitted may have none that anybody read.
         details: ask for exit code and restarts of jobs that have ended, each by a command of its own.
 
     Returns:
@@ -201,18 +207,8 @@ def job_states(ids: Iterable[str], *, details: bool = True) -> dict[str, JobStat
     Raises:
         SlurmError: when Slurm does not answer.
     """
-    ids = list(ids)
-    states: dict[str, JobState] = {}
-    for start in range(0, len(ids), _IDS_AT_ONCE):
-        some = ids[start : start + _IDS_AT_ONCE]
-        try:
-            listed = run_slurm("squeue", "-h", "-a", "-t", "all", "-o", "%A|%T|%S|%N|%r", "-j", ",".join(some))
-        except SlurmError as error:
-            # What squeue says when it is asked for one job alone, and does not know that.
-            if "invalid job id" not in str(error).lower():
-                raise
-            listed = ""
-        states.update(parse_squeue(listed))
+    whose = (f"--name={name}", f"--user={os.getuid()}")
+    states = parse_squeue(run_slurm("squeue", "-h", "-a", "-t", "all", "-o", "%A|%T|%S|%N|%r", *whose))
     for job_id, state in states.items():
         if details and state.ended:
             states[job_id] = _with_details(state)
