@@ -24,7 +24,8 @@ import torch
 import geochip
 from geochip.cluster import dask_client, describe_jobs, require_cluster, run_tasks
 from geochip.config import ClusterConfig, RunConfig, available_cpus
-from geochip.errors import InputError, run_command
+from geochip.errors import run_command
+from geochip.gpus import usable
 from geochip.infer_plan import InferPlan, plan_inference, predictions_depend_on
 from geochip.infer_worker import Job, Piece, Record, changed_scenes, predict_pieces, write_some_cogs
 from geochip.progress import ProgressReport
@@ -83,9 +84,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_device(config: RunConfig) -> None:
-    """Raise `InputError` when a GPU is asked for on a machine without one."""
-    if config.infer.device == "cuda" and config.cluster.kind == "local" and not torch.cuda.is_available():
-        raise InputError("infer.device: 'cuda' is not allowed: torch finds no GPU on this machine; use auto or cpu")
+    """Raise `InputError` when a GPU is asked for on a machine without one; elsewhere only workers can tell."""
+    if config.cluster.kind == "local":
+        usable(config.infer.device, "infer.device")
 
 
 def create_store(store: Path, plan: InferPlan, fingerprint: str) -> None:

@@ -3,6 +3,7 @@
 The model is loaded once in each worker process and stays for the blocks that follow.
 """
 
+import platform
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ import numpy.typing as npt
 import torch
 
 from geochip.blending import Sliding, pack, predict_block, read_block
-from geochip.errors import WorkError
+from geochip.config import Device
+from geochip.errors import InputError, WorkError
+from geochip.gpus import usable
 from geochip.model import SegmentationModel, bundle_sha256, load_bundle
 from geochip.scenes import Scene, SceneError, SceneReader
 from geochip.store import PredictedScene, PredictionStore, write_block
@@ -30,7 +33,7 @@ class Job:
 
     bundle: str
     model_sha256: str
-    device: str
+    device: Device
     store: str
     sliding: Sliding
     nodata: float | None
@@ -178,11 +181,10 @@ def _model(job: Job, number: int) -> SegmentationModel:
     Raises:
         WorkError: when the model is not the one that the driver saw, or this machine lacks the GPU that is asked for.
     """
-    gpus = torch.cuda.device_count() if job.device != "cpu" and torch.cuda.is_available() else 0
-    if job.device == "cuda" and not gpus:
-        raise WorkError(
-            "infer.device: cuda is asked for, but torch finds no GPU on a worker's machine; use auto or cpu"
-        )
+    try:
+        gpus = usable(job.device, "infer.device")
+    except InputError as error:
+        raise WorkError(f"a worker on {platform.node()}: {error}") from None
     key = (job.model_sha256, f"cuda:{number % gpus}" if gpus else "cpu")
     if key not in _models:
         # The same on every machine: sums that are split over another number of threads round differently.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from geochip.config import Device
 from geochip.errors import GeochipError, InputError
+from geochip.gpus import usable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -124,14 +125,9 @@ def choose_device(asked: Device, ranks: Ranks) -> torch.device:
     Raises:
         InputError: when there are fewer GPUs than ranks on this machine, or none where one was asked for.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked == "cpu" or (asked == "auto" and gpus == 0):
-        return torch.device("cpu")
+    gpus = usable(asked, "train.device")
     if gpus == 0:
-        raise InputError(
-            "train.device: 'cuda' is not possible: PyTorch sees no GPU here; use auto or cpu, or see what nvidia-smi "
-            "and CUDA_VISIBLE_DEVICES say"
-        )
+        return torch.device("cpu")
     if ranks.local_world > 1 and is_mig_slice():
         raise InputError(
             f"{ranks.local_world} ranks were started on a slice of a GPU (MIG): a process sees one slice, however many "

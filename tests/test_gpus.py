@@ -1,0 +1,72 @@
+"""What is said where there is no GPU for a process that should have one."""
+
+import pytest
+import torch
+
+from geochip import gpus
+from geochip.errors import InputError
+
+OF_SLURM = ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS")
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """One without a GPU, in no job."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in (*OF_SLURM, "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def cuda_says(monkeypatch, words):
+    def init():
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+
+
+def test_without_a_gpu_auto_is_the_cpu():
+    assert gpus.usable("auto", "train.device") == 0
+    assert gpus.usable("cpu", "train.device") == 0
+
+
+def test_as_many_as_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert [gpus.usable(asked, "train.device") for asked in ("auto", "cuda", "cpu")] == [4, 4, 0]
+
+
+@pytest.mark.parametrize(("name", "value"), list(zip(OF_SLURM, ("1", "0", "0,1"), strict=True)))
+def test_a_gpu_of_slurm_that_cannot_be_used_is_no_reason_to_compute_on_the_cpu(monkeypatch, name, value):
+    cuda_says(monkeypatch, "No CUDA GPUs are available")
+    monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(InputError) as error:
+        gpus.usable("auto", "infer.device")
+    assert str(error.value) == (
+        "Slurm gave this job a GPU, which cannot be used (infer.device): PyTorch sees no GPU here (No CUDA GPUs are "
+        "available, CUDA_VISIBLE_DEVICES is '0'); see what nvidia-smi says on this machine; in an Apptainer image use "
+        "exec --nv; or compute on the CPU: infer.device: cpu"
+    )
+    assert gpus.usable("cpu", "infer.device") == 0
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_a_job_without_a_gpu_computes_on_the_cpu(monkeypatch, value):
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", value)
+    monkeypatch.setenv("SLURM_JOB_GPUS", "")
+    assert gpus.usable("auto", "train.device") == 0
+
+
+def test_a_driver_that_is_too_old(monkeypatch):
+    cuda_says(monkeypatch, "The NVIDIA driver on your system is too old (found version 12020).\nPlease update your GPU")
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    with pytest.raises(InputError, match="^train.device: 'cuda' is not possible: the GPU's driver is too old for this "
+                       r"PyTorch, which is built for CUDA 13.2 \(The NVIDIA driver .* \(found version 12020\). Please "
+                       "update your GPU\\); install a PyTorch for an older CUDA"):  # fmt: skip
+        gpus.usable("cuda", "train.device")
+
+
+def test_a_pytorch_for_cpus(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(InputError, match=r"this PyTorch \(\S+\) is built for CPUs alone; install one for CUDA"):
+        gpus.usable("cuda", "train.device")
