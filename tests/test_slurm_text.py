@@ -1,23 +1,28 @@
 """Slurm without a Slurm: job scripts, reasons in words, what its commands print, what the run file refuses."""
 
+import getpass
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import stat
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
+import dask
 import psutil
 import pytest
 
 from geochip import slurm
 from geochip.cluster import job_script, require_cluster
 from geochip.cluster._causes import cause_of, end_of
+from geochip.cluster._scheduler import SchedulerHere
 from geochip.cluster._security import keys_in
 from geochip.cluster._slurm import job_script as full_script
 from geochip.cluster._srun import srun_command, worker_script
@@ -57,7 +62,8 @@ def option(words, name):
 
 def test_the_job_of_a_bare_run_file(tmp_path):
     script = script_of(tmp_path)
-    assert script.startswith("#!/usr/bin/env bash\n")
+    # A login shell: `module` is known there.
+    assert script.startswith("#!/bin/bash -l\n")
     assert directives(script) == [
         "-J geochip-cpu", "-n 1", "--cpus-per-task=1", "--mem=4G", "-t 01:00:00",
         f'--output="{tmp_path}/logs/geochip-cpu-%j.out"', "--nodes=1", "--requeue", "--open-mode=append",
@@ -90,7 +96,8 @@ def test_the_job_of_a_full_run_file(tmp_path):
     # One thread a worker, however many cores its job has.
     assert option(words, "--nthreads") == "1"
     lines = script.splitlines()
-    assert lines.index("module load apptainer") > lines.index("export OMP_NUM_THREADS=1")
+    (mine,) = (line for line in lines if line.startswith("eval 'module load apptainer' || "))
+    assert lines.index(mine) > lines.index("export OMP_NUM_THREADS=1")
     assert (option(words, "--lifetime"), option(words, "--lifetime-stagger")) == (f"{36 * 3600 - 600}s", "240s")
 
 
@@ -161,6 +168,22 @@ def test_what_the_worker_is_called_with(tmp_path, name):
     assert output == f'--output="{str(run_dir).replace("%", "%%")}/logs/geochip-x-%j.out"'
 
 
+@pytest.mark.parametrize("line", ["false", "false # at some sites", "it's-no-command", "exit 3"])
+def test_a_line_of_the_prologue_that_fails_keeps_python_from_starting(tmp_path, line):
+    script = script_of(tmp_path, prologue=("true", line), python="echo started")
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == (3 if line.startswith("exit") else 1)
+    assert done.stdout == (
+        "" if line.startswith("exit") else f"geochip: this line of cluster.cpu.prologue failed: {line}\n"
+    )
+    state = JobState(job_id="7", state="FAILED")
+    if done.stdout:
+        described = type("", (), {"key": "cluster.cpu", "address": ""})
+        assert cause_of(done.stdout, state, described).startswith(
+            "a line of cluster.cpu.prologue failed on the node (see"
+        )
+
+
 def test_dask_understands_the_environment_of_the_script(tmp_path):
     exports = "\n".join(line for line in script_of(tmp_path).splitlines() if line.startswith("export"))
     shown = "import dask, json; print(json.dumps([dask.config.get(k) for k in ('distributed.worker.preload', 'distributed.worker.profile.enabled', 'distributed.admin.tick.interval')]))"
@@ -211,7 +234,8 @@ def test_a_profile_is_dask_jobqueues_own_and_the_run_file_overrides_it(tmp_path,
     assert words.count("--lifetime") == 1
     assert option(words, "--lifetime") == "5m"
     lines = script.splitlines()
-    assert lines.index("module load a") < lines.index("module load b")
+    (mine,) = (line for line in lines if line.startswith("eval 'module load b' || "))
+    assert lines.index("module load a") < lines.index(mine)
 
 
 def test_old_names_in_a_profile_are_understood(tmp_path, profiles):
@@ -382,6 +406,11 @@ def test_the_environment_of_a_surrounding_job_is_left_behind():
         ("Invalid feature specification", "--constraint in cluster.gpu.directives"),
         ("Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)", "ask for less"),
         ("Unable to contact slurm controller (connect failure)", "try `scontrol ping`"),
+        ("Batch job submission failed: Requested reservation is invalid", "name a reservation that you may use (--reservation in cluster.gpu.directives"),
+        ("Access denied to requested reservation", "name a reservation that you may use"),
+        ("Invalid Trackable RESource (TRES) specification", "name resources that there are (cluster.gpu.gres"),
+        ("Invalid wckey specification", "correct --wckey in cluster.gpu.directives"),
+        ("Job dependency problem", "correct --dependency in cluster.gpu.directives"),
         ("unrecognized option '--nonsense'", "correct cluster.gpu.directives"),
         ("something new", "see `man sbatch`, or ask the site's staff"),
     ],
@@ -455,7 +484,12 @@ def test_partitions_are_read_with_the_most_that_a_node_has():
         ("ReqNodeNotAvail, UnavailableNodes:node[1-2]", "reserved (maintenance, often) or down (ReqNodeNotAvail, Unav", False),
         ("Nodes required for job are DOWN, DRAINED or reserved for jobs in higher priority partitions", "down, drained", False),
         ("PartitionTimeLimit", "asks for more time than the partition allows", True),
+        ("PartitionNodeLimit", "it asks for more nodes than the partition has at the moment", False),
         ("BadConstraints", "no node has what it asks for", True),
+        ("MaxMemPerLimit", "it asks for more memory than one job may have there", True),
+        ("ReservationDeleted", "its reservation is no more", True),
+        ("AssocGrpWallLimit", "the budget of your account is used up", True),
+        ("QOSGrpWallLimit", "the budget of the quality of service is used up", True),
         ("InvalidAccount", "its account is not valid", True),
         ("InvalidQOS", "its quality of service is not valid", True),
         ("AssocGrpCpuLimit", "your account has as much running as its limits allow", False),
@@ -528,18 +562,60 @@ def test_the_end_of_a_log_is_without_the_insides_of_tracebacks(tmp_path):
 def test_the_step_of_an_allocation(monkeypatch, tmp_path):
     for name, value in (("SLURM_CPUS_PER_TASK", "3"), ("SLURM_MEM_PER_NODE", "9000"), ("SLURM_NNODES", "2")):
         monkeypatch.setenv(name, value)
-    script = worker_script(HEAVY, "tcp://10.0.0.1:7", 6, None)
+    script = worker_script(HEAVY, "cluster.gpu", "tcp://10.0.0.1:7", 6, None)
     assert "--memory-limit 20480MiB" in script
     assert "exec apptainer exec --nv /img/geo.sif python -m distributed.cli.dask_worker tcp://10.0.0.1:7" in script
     assert '--local-directory "$TMPDIR/dask"' in script
     assert subprocess.run(["bash", "-n", "-c", script], check=False).returncode == 0
-    # A node's 9000 MB are for the three workers on it.
-    assert "--memory-limit 3000MiB" in worker_script(SlurmJobConfig(), "tcp://10.0.0.1:7", 6, None)
+    assert "eval 'module load apptainer' || " in script
+    # A node's memory is for the three workers on it, but for what the driver takes on one of them.
+    for given, each in (("9000", "2658"), ("1500", "250")):
+        monkeypatch.setenv("SLURM_MEM_PER_NODE", given)
+        bare = worker_script(SlurmJobConfig(), "cluster.gpu", "tcp://10.0.0.1:7", 6, None)
+        assert f"--memory-limit {each}MiB" in bare
     command = srun_command(SlurmJobConfig(directives=('--comment="two words"',)), 6, "true")
     assert command[0] == "srun"
     assert {"--overlap", "--ntasks=6", "--cpus-per-task=3", "--kill-on-bad-exit=0", "--comment=two words"} <= set(
         command
     )
+
+
+# --- the scheduler
+
+
+def test_a_scheduler_is_patient_with_workers_that_come_and_go():
+    cluster = ClusterConfig(kind="slurm", scheduler_interface="lo")
+    with SchedulerHere(cluster, None, None) as here:
+        scheduler = here.client.cluster.scheduler
+        assert scheduler.allowed_failures == 10
+        assert scheduler.worker_ttl == 15 * 60
+        assert dask.config.get("distributed.deploy.lost-worker-timeout") == "15 minutes"
+    assert dask.config.get("distributed.scheduler.allowed-failures") != 10
+
+
+@pytest.mark.parametrize(
+    ("environ", "over"),
+    [
+        ({}, ""),
+        ({"SLURM_JOB_ID": "7", "SLURM_SUBMIT_HOST": "login1"}, "-J {user}@login1 "),
+        ({"SLURM_JOB_ID": "7", "SLURM_SUBMIT_HOST": platform.node()}, ""),
+    ],
+)
+def test_the_way_to_the_dashboard(monkeypatch, capsys, environ, over):
+    for name in ("SLURM_JOB_ID", "SLURM_SUBMIT_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    cluster = ClusterConfig(kind="slurm", scheduler_interface="lo", dashboard=True)
+    with SchedulerHere(cluster, None, None) as here:
+        link = here.client.dashboard_link
+        port, user = re.search(r":(\d+)/", link)[1], getpass.getuser()
+        assert (
+            f"from your own machine: ssh {over.format(user=user)}-L {port}:127.0.0.1:{port} {user}@{platform.node()}, then"
+        ) in capsys.readouterr().err
+        with urllib.request.urlopen(link, timeout=60) as page:
+            # Without bokeh there would be a page as well, which says that it is missing.
+            assert "bokeh.min.js" in page.read().decode()
 
 
 # --- keys

@@ -280,6 +280,7 @@ APART = f"unshare --net sh -c 'ip link set lo up && exec {sys.executable} \"$@\"
     ("jobs", "words"),
     [
         ({"python": "/nowhere/python"}, r"^2 jobs ended before any worker came: Python could not be started on the node \(see the log\); correct cluster.cpu.python .* \(log: .*\.out\)"),
+        ({"prologue": ("true", "module-of-nobody load # what")}, r"^2 jobs ended before any worker came: a line of cluster.cpu.prologue failed on the node \(see the log\); correct it"),
         ({"interface": "ib9"}, r"^2 jobs ended before any worker came: the network interface cluster.cpu.interface is not there on the node"),
         ({"python": APART}, r"^2 jobs ended before any worker came: the worker could not reach the scheduler at tls://127.0.0.1:\d+; name a network interface that nodes and this machine share"),
         ({"directives": ("--dependency=afterok:1",)}, r"^job \d+ will never start: it waits for a job that failed \(DependencyNeverSatisfied\); take the dependency out of the directives"),

@@ -22,6 +22,10 @@ class Described(Protocol):
 # What a log holds, why that is, what to do. {key} is cluster.cpu or cluster.gpu, {address} the scheduler's.
 _CAUSES = (
     (
+        r"geochip: this line of \S+ failed",
+        "a line of {key}.prologue failed on the node (see the log); correct it",
+    ),
+    (
         r"not a valid network interface|doesn't have an IPv4 address",
         "the network interface {key}.interface is not there on the node, or has no address; name one that the nodes "
         "have (`ip address` lists them there), or leave it out",

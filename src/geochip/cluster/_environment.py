@@ -1,6 +1,7 @@
 """The environment of worker processes, whatever starts them."""
 
 import shlex
+from collections.abc import Iterable
 
 WORKER_ENVIRONMENT = {
     # GDAL's default cache is 5 % of the machine for every process, which on a large shared node is more than its share.
@@ -23,6 +24,19 @@ QUIET_DASK = {
 
 # Looking for garbage through what is there when a worker has started takes time.
 FREEZE = "import gc; gc.freeze()"
+
+
+def guarded(prologue: Iterable[str], key: str) -> list[str]:
+    """Lines of a person's prologue, each of which ends the script when it fails, and says so in the log.
+
+    Args:
+        prologue: lines of a shell script.
+        key: where the run file has them.
+    """
+    return [
+        f"eval {shlex.quote(line)} || {{ echo {shlex.quote(f'geochip: this line of {key} failed: {line}')}; exit 1; }}"
+        for line in prologue
+    ]
 
 
 def export_lines() -> list[str]:

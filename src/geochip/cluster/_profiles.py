@@ -11,7 +11,7 @@ import dask
 import yaml
 from dask.utils import parse_bytes
 
-from geochip.cluster._environment import export_lines
+from geochip.cluster._environment import export_lines, guarded
 from geochip.config import ClusterConfig, SlurmJobConfig, memory_mib, walltime_seconds
 from geochip.errors import InputError
 
@@ -72,7 +72,11 @@ def full_section(cluster: ClusterConfig, jobs: str, defaults: Section) -> Sectio
     section |= {
         "job-directives-skip": skip,
         "job-extra-directives": [*ours, *_listed(section["job-extra-directives"]), *extra, *config.directives],
-        "job-script-prologue": [*export_lines(), *section["job-script-prologue"], *config.prologue],
+        "job-script-prologue": [
+            *export_lines(),
+            *section["job-script-prologue"],
+            *guarded(config.prologue, f"{key}.prologue"),
+        ],
     }
     return section
 

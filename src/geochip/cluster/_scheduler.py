@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import logging
+import os
 import platform
 import sys
 from types import TracebackType
@@ -16,6 +17,7 @@ from distributed.security import Security
 from geochip.cluster._environment import QUIET_DASK
 from geochip.config import ClusterConfig
 from geochip.errors import InputError
+from geochip.slurm import inside_a_job
 
 _SETTINGS = {
     **QUIET_DASK,
@@ -23,6 +25,8 @@ _SETTINGS = {
     "distributed.scheduler.allowed-failures": 10,
     # A node whose disk stands still for minutes has not lost its worker.
     "distributed.scheduler.worker-ttl": "15 minutes",
+    # One that is preempted may come back in its own job, minutes later.
+    "distributed.deploy.lost-worker-timeout": "15 minutes",
 }
 
 
@@ -121,7 +125,11 @@ class SchedulerHere:
 
 def _dashboard(link: str) -> str:
     port = link.rsplit(":", 1)[-1].split("/")[0]
+    user, over = getpass.getuser(), ""
+    # Compute nodes are reached from outside by way of the login node, if at all.
+    if inside_a_job() and (login := os.environ.get("SLURM_SUBMIT_HOST")) and login != platform.node():
+        over = f"-J {user}@{login} "
     return (
         f"Dask's dashboard: {link} on {platform.node()}; from your own machine: "
-        f"ssh -L {port}:127.0.0.1:{port} {getpass.getuser()}@{platform.node()}, then open that address there"
+        f"ssh {over}-L {port}:127.0.0.1:{port} {user}@{platform.node()}, then open that address there"
     )

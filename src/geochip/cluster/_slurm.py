@@ -52,7 +52,9 @@ def section_of(cluster: ClusterConfig, jobs: str) -> Section:
     # dask-jobqueue's own defaults, without what somebody's configuration has put over them, and better ones.
     path = Path(dask_jobqueue.__file__).with_name("jobqueue.yaml")
     defaults = yaml.safe_load(path.read_text())["jobqueue"]["slurm"]
-    return full_section(cluster, jobs, {**defaults, "walltime": "01:00:00", "death-timeout": _DEATH_TIMEOUT})
+    # A login shell, as in batch scripts by hand: in others `module` may not be known.
+    better = {"shebang": "#!/bin/bash -l", "walltime": "01:00:00", "death-timeout": _DEATH_TIMEOUT}
+    return full_section(cluster, jobs, {**defaults, **better})
 
 
 def _log_pattern(directory: Path, name: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from distributed import Client
 
 from geochip.cluster._causes import cause_of, end_of, say, show
-from geochip.cluster._environment import export_lines
+from geochip.cluster._environment import export_lines, guarded
 from geochip.cluster._profiles import in_quotes
 from geochip.cluster._scheduler import SchedulerHere
 from geochip.cluster._security import Keys, keys_in
@@ -24,6 +24,7 @@ from geochip.errors import WorkError
 from geochip.files import make_directory
 
 _DEATH_TIMEOUT = 300
+_DRIVER_MIB = 1024
 _TELL_SECONDS = 60.0
 _GOODBYE_SECONDS = 4.0
 _END_SECONDS = 15.0
@@ -45,7 +46,9 @@ class Step:
         directory = Path(config.log_directory or run_dir / "logs").expanduser().absolute()
         make_directory(directory, f"{self.key}.log_directory")
         self.log = directory / f"geochip-{jobs}-srun-{os.environ['SLURM_JOB_ID']}-{os.getpid()}.out"
-        self._command = srun_command(config, self.count, worker_script(config, self.address, self.count, keys))
+        self._command = srun_command(
+            config, self.count, worker_script(config, self.key, self.address, self.count, keys)
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._ever, self._restarts = False, 0
         self._last_worker = self._told_at = time.monotonic()
@@ -141,7 +144,7 @@ def srun_command(config: SlurmJobConfig, count: int, script: str) -> list[str]:
     ]
 
 
-def worker_script(config: SlurmJobConfig, address: str, count: int, keys: Keys | None) -> str:
+def worker_script(config: SlurmJobConfig, key: str, address: str, count: int, keys: Keys | None) -> str:
     """What each task of the step runs: environment, prologue, worker."""
     options = [
         "--name $SLURM_JOB_ID-$SLURM_STEP_ID-$SLURM_PROCID",
@@ -157,7 +160,7 @@ def worker_script(config: SlurmJobConfig, address: str, count: int, keys: Keys |
     ]
     python = config.python or shlex.quote(sys.executable)
     worker = f"exec {python} -m distributed.cli.dask_worker {address} {' '.join(options)}"
-    return "\n".join([*export_lines(), *config.prologue, worker])
+    return "\n".join([*export_lines(), *guarded(config.prologue, f"{key}.prologue"), worker])
 
 
 def _memory(config: SlurmJobConfig, count: int) -> str:
@@ -168,7 +171,9 @@ def _memory(config: SlurmJobConfig, count: int) -> str:
     if each := environ.get("SLURM_MEM_PER_CPU"):
         return f"{int(each) * int(environ.get('SLURM_CPUS_PER_TASK', '1'))}MiB"
     if node := environ.get("SLURM_MEM_PER_NODE"):
-        return f"{int(node) // math.ceil(count / int(environ.get('SLURM_NNODES', '1')))}MiB"
+        # The driver, and srun, are on one of the nodes.
+        shared = max(int(node) - _DRIVER_MIB, int(node) // 2)
+        return f"{shared // math.ceil(count / int(environ.get('SLURM_NNODES', '1')))}MiB"
     return "auto"
 
 

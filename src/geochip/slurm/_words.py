@@ -36,6 +36,13 @@ _REMEDIES = (
         "qos` and `sacctmgr show assoc user=$USER` show the limits",
     ),
     (
+        "reservation",
+        "name a reservation that you may use (--reservation in {key}.directives; `scontrol show reservation`)",
+    ),
+    ("tres", "name resources that there are ({key}.gres and {key}.directives; `sinfo -o '%P %G'` lists them)"),
+    ("wckey", "correct --wckey in {key}.directives"),
+    ("dependency", "correct --dependency in {key}.directives"),
+    (
         "account",
         "name an account that you may use there ({key}.account; `sacctmgr show user $USER withassoc` lists them), or "
         "another partition ({key}.partition)",
@@ -109,11 +116,18 @@ _REASONS: dict[str, tuple[str, str, bool]] = {
         "lower walltime (`sinfo -o '%P %l'` shows the limits), or name another partition",
         True,
     ),
+    # Also where nodes that it needs are down or drained for a while.
     "PartitionNodeLimit": (
-        "it asks for more than the partition's nodes",
+        "it asks for more nodes than the partition has at the moment",
         "ask for less, or name another partition",
+        False,
+    ),
+    "MaxMemPerLimit": (
+        "it asks for more memory than one job may have there",
+        "lower memory, or name another partition",
         True,
     ),
+    "ReservationDeleted": ("its reservation is no more", "take --reservation out of the directives", True),
     "BadConstraints": (
         "no node has what it asks for",
         "lower cores, memory or gres, or take --constraint out of the directives (`sinfo -o '%P %c %m %G %f'`)",
@@ -144,7 +158,8 @@ def _limit(of: str, name: str) -> tuple[str, str, bool]:
     if "PerJob" in name or "Min" in re.sub("Minutes?", "", name) or name.endswith(("TimeLimit", "PerNode")):
         advice = "ask for less: walltime, cores, memory or gres; or name another account, qos or partition"
         return f"it asks for more, or less, than one job may have by the limits of {whose}", advice, True
-    if "Minutes" in name and "RunMinutes" not in name:
+    # Of all its jobs together, used up like a budget, as GrpTRESMins is: GrpWall.
+    if ("Minutes" in name and "RunMinutes" not in name) or name.endswith("GrpWallLimit"):
         return f"the budget of {whose} is used up", "name another account, or ask for more budget", True
     return (
         f"{whose} has as much running as its limits allow",
