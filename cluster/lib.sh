@@ -4,7 +4,7 @@
 
 SITE_VARIABLES=(
   ACCOUNT QOS DIRECTIVES SKIP_DIRECTIVES PROLOGUE PYTHON IMAGE BINDS KIND CHIP_WORKERS INFER_WORKERS WAIT_MINUTES INTERFACE
-  SCHEDULER_INTERFACE LOCAL_DIRECTORY PROFILES CPU_PARTITION CPU_CORES CPU_MEMORY CPU_TIME GPU_PARTITION GPU_GRES GPU_CORES
+  GPU_INTERFACE SCHEDULER_INTERFACE DASHBOARD LOCAL_DIRECTORY PROFILES CPU_PARTITION CPU_CORES CPU_MEMORY CPU_TIME GPU_PARTITION GPU_GRES GPU_CORES
   GPU_MEMORY GPU_TIME TRAIN_NODES TRAIN_RANKS DRIVER_PARTITION DRIVER_MEMORY DRIVER_TIME MAX_REQUEUES RUN_FILE
 )
 NOTICE=300 # seconds before a job's end in which it is told to stop; stands in the batch scripts, too
@@ -44,6 +44,10 @@ load_site() {
   set -u
   check_lists
   take_sbatch_defaults
+  # For geochip's own words: what they name has to be changed there.
+  export GEOCHIP_SITE_FILE
+  GEOCHIP_SITE_FILE=$(absolute "$file")
+  note_what_is_given
   # shellcheck disable=SC2034 # for train.sbatch
   RANKS_GIVEN=${GEOCHIP_TRAIN_RANKS:-}
   : "${GEOCHIP_KIND:=slurm}" "${GEOCHIP_PYTHON:=}" "${GEOCHIP_IMAGE:=}" "${GEOCHIP_CHIP_WORKERS:=4}"
@@ -54,8 +58,19 @@ load_site() {
   : "${GEOCHIP_TRAIN_RANKS:=$(gpus_in "$GEOCHIP_GPU_GRES")}"
   # On one node there is one process for the GPU.
   if [ "$GEOCHIP_KIND" = local ] && [ -n "$GEOCHIP_GPU_GRES" ]; then : "${GEOCHIP_INFER_WORKERS:=1}"; fi
-  : "${GEOCHIP_INFER_WORKERS:=4}"
+  : "${GEOCHIP_INFER_WORKERS:=4}" "${GEOCHIP_GPU_INTERFACE:=${GEOCHIP_INTERFACE:-}}"
   check_site
+  # Jobs may wait for hours where many want the same GPUs. A driver whose own time runs out begins it anew.
+  if [ "$GEOCHIP_KIND" = slurm ]; then : "${GEOCHIP_WAIT_MINUTES:=$(($(seconds_of "$GEOCHIP_DRIVER_TIME") / 120))}"; fi
+}
+
+note_what_is_given() { # sets GIVEN: a profile has the word where site.env has none
+  local name value
+  GIVEN=" "
+  for name in "${SITE_VARIABLES[@]}"; do
+    value=GEOCHIP_$name
+    if [ -n "${!value:-}" ]; then GIVEN+="$name "; fi
+  done
 }
 
 # A string is a list of one word: of several, written without brackets, sbatch would make one strange option.
@@ -77,10 +92,22 @@ check_lists() {
 # What a person's own defaults for sbatch say counts where site.env says nothing; exported, for the jobs of workers, which
 # are submitted from inside a job. In a job they are somebody else's, of the job itself.
 take_sbatch_defaults() {
-  if [ -n "${SLURM_JOB_ID:-}" ]; then return; fi
-  : "${GEOCHIP_ACCOUNT:=${SBATCH_ACCOUNT:-}}" "${GEOCHIP_QOS:=${SBATCH_QOS:-}}"
-  : "${GEOCHIP_CPU_PARTITION:=${SBATCH_PARTITION:-}}" "${GEOCHIP_GPU_PARTITION:=${SBATCH_PARTITION:-}}"
-  export GEOCHIP_ACCOUNT GEOCHIP_QOS GEOCHIP_CPU_PARTITION GEOCHIP_GPU_PARTITION
+  local name value option
+  if [ -z "${SLURM_JOB_ID:-}" ]; then
+    : "${GEOCHIP_ACCOUNT:=${SBATCH_ACCOUNT:-}}" "${GEOCHIP_QOS:=${SBATCH_QOS:-}}"
+    : "${GEOCHIP_CPU_PARTITION:=${SBATCH_PARTITION:-}}" "${GEOCHIP_GPU_PARTITION:=${SBATCH_PARTITION:-}}"
+    GEOCHIP_INHERITED=""
+    for name in RESERVATION CONSTRAINT WCKEY; do
+      value=SBATCH_$name
+      if [ -n "${!value:-}" ] && [[ " ${GEOCHIP_DIRECTIVES[*]}" != *" --${name,,}"[=\ ]* ]]; then
+        GEOCHIP_INHERITED+="--${name,,}=${!value}"$'\n'
+      fi
+    done
+    export GEOCHIP_ACCOUNT GEOCHIP_QOS GEOCHIP_CPU_PARTITION GEOCHIP_GPU_PARTITION GEOCHIP_INHERITED
+  fi
+  while IFS= read -r option; do
+    if [ -n "$option" ]; then GEOCHIP_DIRECTIVES+=("$option"); fi
+  done <<<"${GEOCHIP_INHERITED:-}"
 }
 
 check_site() {
@@ -88,6 +115,10 @@ check_site() {
   case $GEOCHIP_KIND in
     slurm | srun | local) ;;
     *) fail "GEOCHIP_KIND=$GEOCHIP_KIND is not allowed: must be slurm, srun or local" ;;
+  esac
+  case ${GEOCHIP_DASHBOARD:-no} in
+    yes | no) ;;
+    *) fail "GEOCHIP_DASHBOARD=$GEOCHIP_DASHBOARD is not allowed: must be yes or no" ;;
   esac
   for name in CHIP_WORKERS INFER_WORKERS CPU_CORES GPU_CORES TRAIN_NODES TRAIN_RANKS; do
     value=GEOCHIP_$name
@@ -253,7 +284,9 @@ python_command() { # [--driver]: sets PYTHON_COMMAND
   local path binds=""
   PYTHON_COMMAND=("${GEOCHIP_PYTHON:-python}")
   if [ -n "$GEOCHIP_IMAGE" ] && { [ "${1:-}" != --driver ] || [ "$GEOCHIP_KIND" = local ]; }; then
-    local -a paths=("$OUT" "$(dirname "$RUN_FILE")" "${GEOCHIP_BINDS[@]}")
+    local -a paths=("$OUT")
+    if [ "$(dirname "$RUN_FILE")" != "$OUT" ]; then paths+=("$(dirname "$RUN_FILE")"); fi
+    paths+=("${GEOCHIP_BINDS[@]}")
     # With a variable in it, it is known on the node only; those are below /tmp as a rule, which the image sees anyway.
     if [ -n "${GEOCHIP_LOCAL_DIRECTORY:-}" ] && [[ $GEOCHIP_LOCAL_DIRECTORY != *[\$~]* ]]; then
       paths+=("$GEOCHIP_LOCAL_DIRECTORY")
@@ -279,9 +312,10 @@ as_list() { # WORDS...: a YAML list of quoted strings
 }
 
 dask_flags() { # WORKERS: sets FLAGS
-  local section launcher prefix value name
+  local section launcher prefix value name interface
   local -a PYTHON_COMMAND # the workers'; that of the driver may be another
   FLAGS=("--cluster.kind=$GEOCHIP_KIND" "--cluster.workers=$1")
+  if [ "${GEOCHIP_DASHBOARD:-no}" = yes ]; then FLAGS+=(--cluster.dashboard=true); fi
   if [ "$GEOCHIP_KIND" = local ]; then return; fi
   python_command
   printf -v launcher '%q ' "${PYTHON_COMMAND[@]}"
@@ -291,13 +325,15 @@ dask_flags() { # WORKERS: sets FLAGS
     ${GEOCHIP_SCHEDULER_INTERFACE:+"--cluster.scheduler_interface=$GEOCHIP_SCHEDULER_INTERFACE"}
   )
   for section in cpu gpu; do
-    prefix=--cluster.$section
+    prefix=--cluster.$section interface=${GEOCHIP_INTERFACE:-}
+    if [ "$section" = gpu ]; then interface=$GEOCHIP_GPU_INTERFACE; fi
     for name in PARTITION GRES CORES MEMORY TIME; do
       value=GEOCHIP_${section^^}_$name
       value=${!value:-}
+      if [ -n "${GEOCHIP_PROFILES:-}" ] && [[ $GIVEN != *" ${section^^}_$name "* ]]; then value=""; fi
       case $name in
         TIME) name=walltime ;;
-        MEMORY) value+=iB ;;
+        MEMORY) value+=${value:+iB} ;;
       esac
       if [ -n "$value" ]; then FLAGS+=("$prefix.${name,,}=$value"); fi
     done
@@ -305,11 +341,13 @@ dask_flags() { # WORKERS: sets FLAGS
       ${GEOCHIP_PROFILES:+"$prefix.profile=geochip-$section"}
       ${GEOCHIP_ACCOUNT:+"$prefix.account=$GEOCHIP_ACCOUNT"}
       ${GEOCHIP_QOS:+"$prefix.qos=$GEOCHIP_QOS"}
-      ${GEOCHIP_INTERFACE:+"$prefix.interface=$GEOCHIP_INTERFACE"}
+      ${interface:+"$prefix.interface=$interface"}
       ${GEOCHIP_LOCAL_DIRECTORY:+"$prefix.local_directory=$GEOCHIP_LOCAL_DIRECTORY"}
       "$prefix.log_directory=$OUT/logs"
-      "$prefix.python=${launcher% }"
     )
+    if [ -z "${GEOCHIP_PROFILES:-}" ] || [ -n "$GEOCHIP_PYTHON$GEOCHIP_IMAGE" ]; then
+      FLAGS+=("$prefix.python=${launcher% }")
+    fi
     if [ ${#GEOCHIP_PROLOGUE[@]} -gt 0 ]; then FLAGS+=("$prefix.prologue=$(as_list "${GEOCHIP_PROLOGUE[@]}")"); fi
     # They are sbatch's. The workers of srun are in a job that has been given them, and srun does not know them all.
     if [ "$GEOCHIP_KIND" != slurm ]; then continue; fi
@@ -325,9 +363,38 @@ dask_flags() { # WORKERS: sets FLAGS
 enter_job() { # STEP: everything that a batch script does before its work
   [ -n "${SLURM_JOB_ID:-}" ] || fail "$1.sbatch runs in a Slurm job: sbatch cluster/$1.sbatch $OUT, or cluster/pipeline.sh $OUT"
   find_run_file
+  keep_run_file
   make_logs
+  go_where_it_began
+  # Of drivers that were killed: those that live touch theirs every minute.
+  if [ -d "$OUT/.keys" ]; then
+    find "$OUT/.keys" -mindepth 1 -maxdepth 1 -mmin +5 -exec rm -rf {} +
+    rmdir "$OUT/.keys" 2>/dev/null || true
+  fi
+  # Where this was submitted alone: pipeline.sh knows its own jobs already.
+  grep -qsFx "$1 $SLURM_JOB_ID" "$OUT/logs/jobs" || echo "$1 $SLURM_JOB_ID" >>"$OUT/logs/jobs"
   echo "geochip $1: job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-$(hostname)}, start $((${SLURM_RESTART_COUNT:-0} + 1)), $(date '+%F %T')"
   prologue
+}
+
+# The run's own copy: the file that was named may be edited while the jobs wait in the queue.
+keep_run_file() { # [--look]: write nothing
+  local kept=$OUT/run.yaml
+  if [ -e "$kept" ]; then
+    [ "$RUN_FILE" -ef "$kept" ] || cmp -s "$RUN_FILE" "$kept" ||
+      fail "$OUT was begun with another run file: $kept differs from $RUN_FILE. To go on with it, leave the run file out; to begin another run, choose another directory; to change this one, edit $kept"
+  elif [ "${1:-}" != --look ]; then
+    { mkdir -p "$OUT" && cp -- "$RUN_FILE" "$kept"; } || fail "$OUT cannot be written; choose another directory" 1
+  fi
+  RUN_FILE=$kept
+}
+
+# Relative paths in a run file are meant from there, wherever the run is gone on with.
+go_where_it_began() { # after make_logs
+  local file=$OUT/logs/directory began
+  if [ ! -e "$file" ]; then printf '%s\n' "$PWD" >"$file"; fi
+  began=$(cat "$file")
+  cd "$began" || fail "this run was begun in $began, which relative paths of its run file are meant from, and which is no more; write where that is now into $file"
 }
 
 make_logs() {

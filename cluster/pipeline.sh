@@ -7,36 +7,43 @@ GEOCHIP_CLUSTER_DIR=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)
 
 STEPS=(chip train infer evaluate)
 WANTED=("${STEPS[@]}")
+REST=()
 DRY_RUN="" DOCTOR=""
+DOCTOR_OPTIONS=()
 
-read_options() { # sets REST, WANTED, DRY_RUN and DOCTOR
+read_options() { # sets REST, WANTED, DRY_RUN, DOCTOR and DOCTOR_OPTIONS
   local step
   while [ $# -gt 0 ]; do
     case $1 in
       --dry-run) DRY_RUN=yes ;;
       --doctor) DOCTOR=yes ;;
+      --wait) DOCTOR=yes DOCTOR_OPTIONS+=(--wait) ;;
+      --no-probe) DOCTOR=yes DOCTOR_OPTIONS+=(--no_probe) ;;
       --steps=*)
         IFS=, read -r -a WANTED <<<"${1#--steps=}"
         for step in "${WANTED[@]}"; do
           [[ " ${STEPS[*]} " == *" $step "* ]] || fail "--steps: there is no step $step; there are $(IFS=,; echo "${STEPS[*]}")"
         done
         ;;
-      *) break ;;
+      -*) usage ;;
+      *) REST+=("$1") ;;
     esac
     shift
   done
-  REST=("$@")
 }
 
 usage() {
   cat >&2 <<'TEXT'
-Usage: cluster/pipeline.sh [--dry-run] [--doctor] [--steps=chip,train,infer,evaluate] OUT [RUN.yaml]
+Usage: cluster/pipeline.sh [--dry-run] [--steps=chip,train,infer,evaluate] OUT [RUN.yaml]
+       cluster/pipeline.sh --doctor [--wait] [--no-probe] [--steps=...] OUT [RUN.yaml]
   OUT        directory of the run: all results go there, logs to OUT/logs. If the run is there already, it goes on;
              nothing that is finished is made again, nothing is overwritten.
   RUN.yaml   the run file; it is kept as OUT/run.yaml. Default: OUT/run.yaml, where there is one, else GEOCHIP_RUN_FILE
              of site.env
   --dry-run  print the sbatch commands, submit and write nothing
-  --doctor   look for what would make the run fail, submit nothing
+  --doctor   look for what would make the run fail, from a job as well, and submit none of the steps
+  --wait     wait for that job as long as a run would, not for a minute
+  --no-probe start no such job
   --steps    only some of the steps, in their usual order
 Account, partitions, GPUs, memory and so on: cluster/site.env.
 TEXT
@@ -53,18 +60,6 @@ refuse_a_second_submission() {
   mapfile -t queued < <(grep -Fx -f <(awk '{print $2}' "$OUT/logs/jobs") <<<"$mine" | sort -u)
   [ ${#queued[@]} -eq 0 ] ||
     fail "$OUT: jobs of this run are in the queue: ${queued[*]}; wait for them (squeue --jobs=$(IFS=,; echo "${queued[*]}")), or end them (scancel ${queued[*]}) and submit again"
-}
-
-# The run's own copy: the file that was named may be edited while the jobs wait in the queue.
-keep_run_file() {
-  local kept=$OUT/run.yaml
-  if [ -e "$kept" ]; then
-    [ "$RUN_FILE" -ef "$kept" ] || cmp -s "$RUN_FILE" "$kept" ||
-      fail "$OUT was begun with another run file: $kept differs from $RUN_FILE. To go on with it, leave the run file out; to begin another run, choose another directory; to change this one, edit $kept"
-  elif [ -z "$DRY_RUN" ]; then
-    { mkdir -p "$OUT" && cp -- "$RUN_FILE" "$kept"; } || fail "$OUT cannot be written; choose another directory" 1
-  fi
-  RUN_FILE=$kept
 }
 
 submit() { # STEP AFTER_JOB: sets JOB
@@ -186,6 +181,7 @@ make_out() { # It goes away again at the end if it stays empty.
 run_doctor() {
   local status=0 steps=0
   find_run_file
+  if [ -e "$OUT/logs/directory" ]; then go_where_it_began; fi
   # Inside a job that holds the workers too, sbatch need not be allowed.
   if [ -z "${SLURM_JOB_ID:-}" ] || [ "$GEOCHIP_KIND" = slurm ]; then (leave_surrounding_job && examine_steps) || steps=1; fi
   if [ -z "${SLURM_JOB_ID:-}" ] && [ "$GEOCHIP_KIND" != slurm ]; then
@@ -198,7 +194,7 @@ run_doctor() {
   if [ -n "$GEOCHIP_IMAGE" ]; then make_out; fi
   dask_flags "$GEOCHIP_CHIP_WORKERS"
   python_command --driver
-  "${PYTHON_COMMAND[@]}" -m geochip.doctor --config "$RUN_FILE" --run_dir "$OUT" "${FLAGS[@]}" || status=$?
+  "${PYTHON_COMMAND[@]}" -m geochip.doctor --config "$RUN_FILE" --run_dir "$OUT" "${FLAGS[@]}" "${DOCTOR_OPTIONS[@]}" || status=$?
   end_doctor "$status" "$steps"
 }
 
@@ -222,9 +218,10 @@ if [ -n "$DOCTOR" ]; then run_doctor; fi
 command -v sbatch >/dev/null || fail "there is no sbatch here: run this on a login node of the cluster (module load slurm, on some sites)"
 find_run_file
 if [ -z "$DRY_RUN" ]; then refuse_a_second_submission; fi
-keep_run_file
+keep_run_file ${DRY_RUN:+--look}
 if [ -z "$DRY_RUN" ]; then
   make_logs
+  go_where_it_began
 fi
 leave_surrounding_job
 
@@ -232,10 +229,12 @@ echo "run       $OUT"
 echo "run file  $RUN_FILE"
 JOBS=()
 JOB=""
+LOGS=""
 for step in "${STEPS[@]}"; do
   if [[ " ${WANTED[*]} " == *" $step "* ]]; then
     submit "$step" "$JOB"
     JOBS+=("$JOB")
+    LOGS+=" $(printf %q "$OUT/logs/$step-$JOB.out")"
   else
     printf '%-9s not submitted: not in --steps\n' "$step"
   fi
@@ -244,7 +243,7 @@ if [ -n "$DRY_RUN" ]; then exit; fi
 cat <<TEXT
 
 Watch:    squeue --jobs=$(IFS=,; echo "${JOBS[*]}")
-          tail -F $(printf '%q' "$OUT/logs")/*.out
+          tail -F${LOGS}
 End:      scancel ${JOBS[*]}
 Go on:    $(printf '%q ' "$0" "$OUT")  (after an end of any kind; finished work is kept)
 Result:   $OUT/eval.json

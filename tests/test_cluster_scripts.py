@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from geochip.cluster import job_script
 from geochip.run_file import parse_run_config
 from helpers import ROOT
 
@@ -27,7 +28,7 @@ STAND_IN = """#!{python}
 import json, os, pathlib, sys, time
 here = pathlib.Path(__file__).parent
 name, arguments = pathlib.Path(__file__).name, sys.argv[1:]
-kept = {{key: value for key, value in os.environ.items() if key.startswith(("SLURM", "SBATCH", "GEOCHIP", "OMP", "GLOO", "NCCL"))}}
+kept = {{key: value for key, value in os.environ.items() if key.startswith(("SLURM", "SBATCH", "GEOCHIP", "OMP", "GLOO", "NCCL", "PET"))}}
 with open(here / "calls", "a") as calls:
     calls.write(json.dumps([name, arguments, kept]) + chr(10))
 answer = json.loads((here / "answers").read_text())
@@ -169,12 +170,107 @@ def test_an_unedited_site_file_submits_four_jobs_in_a_row(site):
 def test_what_is_printed_says_how_to_watch_and_to_go_on(site):
     done = site.run("pipeline.sh", site.out, site.run_file)
     assert "squeue --jobs=101,102,103,104" in done.stdout
-    assert f"tail -F {site.out}/logs/*.out" in done.stdout
+    logs = " ".join(f"{site.out}/logs/{step}-{101 + number}.out" for number, step in enumerate(STEPS))
+    assert f"tail -F {logs}\n" in done.stdout
     assert "scancel 101 102 103 104" in done.stdout
     assert f"{site.out}/eval.json" in done.stdout
     assert (site.out / "logs" / "jobs").read_text() == "chip 101\ntrain 102\ninfer 103\nevaluate 104\n"
     assert (site.out / "logs").stat().st_mode & 0o777 == 0o700
     assert (site.out / "run.yaml").read_text() == site.run_file.read_text()
+
+
+def test_a_run_goes_on_from_where_it_was_begun(site, tmp_path):
+    """Relative paths of its run file are meant from there, wherever it is submitted again."""
+    site.submitted()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    began = site.directory
+    assert (site.out / "logs" / "directory").read_text() == f"{began}\n"
+    (site.bin / "python").write_text(f"#!/bin/bash\npwd >>'{site.bin}/where'\n")
+    environment = {**site.environment, "SLURM_JOB_ID": "7"}
+    for script in ("chip.sbatch", "pipeline.sh --doctor"):
+        command = f"bash {CLUSTER}/{script} {site.out}"
+        subprocess.run(
+            ["bash", "-c", command], env=environment, cwd=elsewhere, check=True, capture_output=True, timeout=60
+        )
+    assert (site.bin / "where").read_text() == f"{began}\n" * 2
+    (site.out / "logs" / "directory").write_text("/nowhere\n")
+    fails(site.job("chip"), "this run was begun in /nowhere, which relative paths of its run file are meant from, and")
+
+
+def test_a_batch_script_alone_is_held_to_the_runs_own_file(site):
+    assert site.job("chip").returncode == 0
+    assert (site.out / "run.yaml").read_text() == site.run_file.read_text()
+    # pipeline.sh knows of it.
+    assert (site.out / "logs" / "jobs").read_text() == "chip 7\n"
+    assert site.job("chip", SLURM_RESTART_COUNT="1").returncode == 0
+    assert (site.out / "logs" / "jobs").read_text() == "chip 7\n"
+    site.run_file.write_text("train:\n  epochs: 2\n")
+    fails(site.job("evaluate"), f"was begun with another run file: {site.out}/run.yaml differs from {site.run_file}")
+    assert len(site.calls("python")) == 2
+
+
+def test_every_step_sweeps_keys_of_drivers_that_are_gone(site):
+    for name, minutes in (("node1-7-1", 6), ("node2-8-1", 1)):
+        keys = site.out / ".keys" / name
+        keys.mkdir(parents=True)
+        (keys / "key.pem").touch()
+        os.utime(keys, (time.time() - 60 * minutes,) * 2)
+    assert site.job("evaluate").returncode == 0
+    assert [path.name for path in (site.out / ".keys").iterdir()] == ["node2-8-1"]
+    os.utime(site.out / ".keys" / "node2-8-1", (0, 0))
+    assert site.job("train").returncode == 0
+    assert not (site.out / ".keys").exists()
+
+
+def test_what_a_profile_says_stays_where_the_site_file_says_nothing(site):
+    profiles = CLUSTER / "jobqueue.yaml"
+    site.describe(f"GEOCHIP_PROFILES='{profiles}'\nGEOCHIP_GPU_MEMORY=24G\n")
+    assert site.job("chip").returncode == 0
+    _, flags = geochip_flags(site.calls("python")[0])
+    config, _ = parse_run_config(flags, command="chipping", description="")
+    script = job_script(config.cluster, "gpu", site.out)
+    for line in (
+        "-A geospatialworkshop", "-p gpu-a100-mig7", "--cpus-per-task=8", "--mem=24G", "-t 02:30:00",
+        "--gres=gpu:a100_1g.10gb:1",
+    ):  # fmt: skip
+        assert f"#SBATCH {line}\n" in script
+    assert config.cluster.gpu.python is None
+
+
+def test_the_gpu_nodes_may_have_another_interface(site):
+    site.describe("GEOCHIP_INTERFACE=eth0\nGEOCHIP_GPU_INTERFACE=ib1\n")
+    assert site.job("infer").returncode == 0
+    _, flags = geochip_flags(site.calls("python")[0])
+    assert {"--cluster.cpu.interface=eth0", "--cluster.gpu.interface=ib1"} <= set(flags)
+    assert site.job("train").returncode == 0
+    assert site.calls("srun")[0][1]["NCCL_SOCKET_IFNAME"] == "ib1"
+
+
+def test_workers_are_waited_for_as_long_as_the_driver_may_wait(site):
+    site.describe("GEOCHIP_DRIVER_TIME=2-00\n")
+    assert site.job("infer").returncode == 0
+    assert "--cluster.wait_minutes=1440" in geochip_flags(site.calls("python")[0])[1]
+    assert "--cluster.dashboard=true" not in geochip_flags(site.calls("python")[0])[1]
+    site.describe("GEOCHIP_KIND=srun\nGEOCHIP_DASHBOARD=yes\n")
+    assert site.job("infer").returncode == 0
+    assert "wait_minutes" not in str(site.calls("python")[1])
+    assert "--cluster.dashboard=true" in geochip_flags(site.calls("python")[1])[1]
+
+
+def test_a_persons_own_defaults_reach_the_jobs_of_workers_too(site):
+    site.describe("GEOCHIP_DIRECTIVES=(--constraint=a100)\n")
+    mine = {"SBATCH_RESERVATION": "workshop", "SBATCH_CONSTRAINT": "v100"}
+    submitted = site.submitted(**mine)
+    for step in STEPS:
+        assert {"--reservation=workshop", "--constraint=a100"} <= set(submitted[step])
+    _, environment = site.calls("sbatch")[0]
+    assert (
+        site.job("chip", **{name: environment[name] for name in environment if name.startswith("GEOCHIP_")}).returncode
+        == 0
+    )
+    flags = geochip_flags(site.calls("python")[0])[1]
+    assert '--cluster.cpu.directives=["--constraint=a100", "--reservation=workshop"]' in flags
 
 
 ATLAS = "\n".join(
@@ -228,7 +324,7 @@ def test_the_drivers_flags_are_keys_that_geochip_knows(site, tmp_path):
         assert tuple(jobs.directives) == ("--reservation=workshop", "--mail-type=FAIL")
         assert tuple(jobs.skip_directives) == ("--mem",)
         image = "/project/geospatialworkshop/geochip/geochip.sif"
-        binds = f"{site.out},{tmp_path},/reference/workshops/rastervision/input,/90daydata,/tmp"
+        binds = f"{site.out},/reference/workshops/rastervision/input,/90daydata,/tmp"
         assert shlex.split(jobs.python) == ["apptainer", "exec", "--nv", "--bind", binds, image, "python"]
     assert (cluster.cpu.partition, cluster.cpu.cores, cluster.cpu.memory) == ("atlas", 2, "8GiB")
     assert (cluster.cpu.walltime, cluster.cpu.gres) == ("01:00:00", None)
@@ -241,7 +337,7 @@ def test_the_drivers_flags_are_keys_that_geochip_knows(site, tmp_path):
     assert parse_run_config(flags, command="infer", description="")[0].cluster.gpu == cluster.gpu
     assert site.job("evaluate").returncode == 0
     module, flags = geochip_flags(site.calls("python")[2])
-    assert (module, flags) == ("geochip.evaluate", ["--config", str(site.run_file), "--run_dir", str(site.out)])
+    assert (module, flags) == ("geochip.evaluate", ["--config", str(site.out / "run.yaml"), "--run_dir", str(site.out)])
 
 
 def test_paths_with_spaces(tmp_path):
@@ -273,7 +369,7 @@ def test_paths_with_spaces(tmp_path):
     assert f"--cluster.cpu.log_directory={site.out}/logs" in chip
     ((train, _),) = site.calls("srun")
     assert train[train.index("train") + 1] == str(python)
-    assert train[-4:] == ["--config", str(site.run_file), "--run_dir", str(site.out)]
+    assert train[-4:] == ["--config", str(site.out / "run.yaml"), "--run_dir", str(site.out)]
 
 
 @pytest.mark.parametrize("how", ["exported", "record", "submitted from the repository"])
@@ -341,7 +437,7 @@ def test_on_one_node_everything_runs_in_the_image(site):
     (site.bin / "apptainer").chmod(0o755)
     for step in STEPS:
         assert site.job(step).returncode == 0
-    image = ["exec", "--nv", "--bind", f"{site.out},{site.directory}", "/images/geochip.sif", "python", "-m"]
+    image = ["exec", "--nv", "--bind", f"{site.out}", "/images/geochip.sif", "python", "-m"]
     assert [call[:7] for call, _ in site.calls("apptainer")] == [image] * 3
     ((train, _),) = site.calls("srun")
     assert train[train.index("train") + 1 :][:8] == ["apptainer", *image]
@@ -385,7 +481,7 @@ def test_what_the_image_sees_besides(site):
         )
         assert site.job("train").returncode == 0
         arguments = site.calls("srun")[-1][0]
-        assert arguments[arguments.index("--bind") + 1] == f"{site.out},{site.directory}{seen},{cache}"
+        assert arguments[arguments.index("--bind") + 1] == f"{site.out}{seen},{cache}"
 
 
 @pytest.mark.parametrize("script", ["pipeline.sh", "chip.sbatch"])
@@ -400,6 +496,7 @@ def test_only_logs_are_for_oneself_alone(site, script):
 
 
 SITE_FAULTS = {
+    "GEOCHIP_DASHBOARD=true": "GEOCHIP_DASHBOARD=true is not allowed: must be yes or no",
     "GEOCHIP_KIND=pbs": "GEOCHIP_KIND=pbs is not allowed: must be slurm, srun or local",
     "GEOCHIP_CHIP_WORKERS=0": "GEOCHIP_CHIP_WORKERS=0 is not allowed: must be a whole number, at least 1",
     "GEOCHIP_TRAIN_NODES=two": "GEOCHIP_TRAIN_NODES=two is not allowed: must be a whole number, at least 1",
@@ -585,10 +682,11 @@ def test_how_training_is_started(site):
     ((arguments, environment),) = site.calls("srun")
     assert arguments == [
         "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=8", "--kill-on-bad-exit=1",
-        "bash", "-c", 'trap "" USR2; export PET_RDZV_CONF="is_host=$((SLURM_NODEID == 0))"; exec "$@"', "train",
+        "bash", "-c", 'trap "" USR2; export PET_RDZV_CONF="is_host=$((SLURM_NODEID == 0))" '
+        'PET_LOCAL_ADDR="${PET_LOCAL_ADDR:-$SLURMD_NODENAME}"; exec "$@"', "train",
         "python", "-m", "torch.distributed.run",
         "--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-id=123456", "--rdzv-endpoint=node1:13456",
-        "-m", "geochip.train_ddp", "--config", str(site.run_file), "--run_dir", str(site.out),
+        "-m", "geochip.train_ddp", "--config", str(site.out / "run.yaml"), "--run_dir", str(site.out),
     ]  # fmt: skip
     assert environment["OMP_NUM_THREADS"] == "4"
     assert environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == "ib0"
@@ -597,16 +695,24 @@ def test_how_training_is_started(site):
 
 
 def test_where_ranks_meet(site):
-    """On one node torchrun looks for a free port itself; of two, only the first one may open it."""
+    """On one node torchrun looks for a free port itself; of two, only the first one may open it.
+
+    They call each other by Slurm's names: what a node thinks that its own name is need not be known to the others.
+    """
     assert site.job("train", SLURM_JOB_NUM_NODES="1").returncode == 0
-    ((one, _),) = site.calls("srun")
+    assert site.job("train", SLURM_JOB_NUM_NODES="2").returncode == 0
+    (one, alone), (_, together) = site.calls("srun")
     assert "--standalone" in one
     assert not [word for word in one if word.startswith("--rdzv")]
-    node = [*one[one.index("bash") :][:3], "train", "sh", "-c", "echo $PET_RDZV_CONF"]
-    for number, host in (("0", "is_host=1"), ("1", "is_host=0")):
-        environment = {**os.environ, "SLURM_NODEID": number}
+    node = [*one[one.index("bash") :][:3], "train", "sh", "-c", "echo $PET_RDZV_CONF $PET_LOCAL_ADDR"]
+    for given, number, told in (
+        (alone, "0", "is_host=1 localhost"),
+        (together, "0", "is_host=1 node1"),
+        (together, "1", "is_host=0 node2"),
+    ):
+        environment = {**site.environment, **given, "SLURM_NODEID": number, "SLURMD_NODENAME": f"node{int(number) + 1}"}
         done = subprocess.run(node, env=environment, capture_output=True, text=True, check=True, timeout=20)
-        assert done.stdout == f"{host}\n"
+        assert done.stdout == f"{told}\n"
 
 
 def test_a_port_that_is_taken_is_not_where_ranks_meet(site):
@@ -648,6 +754,17 @@ def test_more_ranks_than_one_on_slices_are_refused_in_the_job_as_well(site, devi
     assert not site.calls("srun")
     site.describe("GEOCHIP_TRAIN_RANKS=1\n")
     assert site.job("train", CUDA_VISIBLE_DEVICES=devices).returncode == 0
+
+
+def test_slices_of_other_jobs_are_none_of_this_jobs(site):
+    """Where devices are not fenced off, the driver shows all of a node that has whole GPUs and slices."""
+    (site.bin / "nvidia-smi").write_text(
+        "#!/bin/sh\necho 'GPU 0: A100'; echo '  MIG 1g.10gb Device 0: (UUID: MIG-1)'\n"
+    )
+    (site.bin / "nvidia-smi").chmod(0o755)
+    site.describe("GEOCHIP_TRAIN_RANKS=2\n")
+    assert site.job("train", CUDA_VISIBLE_DEVICES="2,3").returncode == 0
+    fails(site.job("train"), "the GPU of this job is a MIG slice, and one slice is one rank")
 
 
 def test_a_training_that_saved_is_put_back_into_the_queue(site):
@@ -748,7 +865,18 @@ def test_the_doctor_gets_the_same_flags(site):
     assert not site.out.exists()
     assert site.job("chip").returncode == 0
     (module, flags), (_, chip_flags) = map(geochip_flags, site.calls("python"))
-    assert (module, flags) == ("geochip.doctor", chip_flags)
+    assert (module, flags[2:]) == ("geochip.doctor", chip_flags[2:])
+    assert (flags[:2], chip_flags[:2]) == (["--config", str(site.run_file)], ["--config", str(site.out / "run.yaml")])
+
+
+def test_how_the_doctor_looks_is_passed_on(site):
+    # Before or after the directory, with or without its own name.
+    for options in (["--doctor", "--wait", site.out], [site.out, "--doctor", "--wait"], ["--wait", site.out]):
+        assert site.run("pipeline.sh", *options, site.run_file).returncode == 0
+        assert geochip_flags(site.calls("python")[-1])[1][-1] == "--wait"
+    assert site.run("pipeline.sh", "--no-probe", site.out, site.run_file).returncode == 0
+    assert geochip_flags(site.calls("python")[-1])[1][-1] == "--no_probe"
+    assert not [call for call, _ in site.calls("sbatch") if "--test-only" not in call]
 
 
 def test_the_doctor_runs_where_the_driver_does(site):
@@ -839,10 +967,14 @@ def test_the_doctor_does_not_take_a_login_node_for_a_node(site, kind):
 
 def test_the_profiles_are_the_tutorials_job():
     profiles = yaml.safe_load((CLUSTER / "jobqueue.yaml").read_text())["jobqueue"]
-    assert set(profiles) == {"geochip-cpu", "geochip-gpu"}
-    gpu = profiles["geochip-gpu"]
-    assert (gpu["account"], gpu["queue"], gpu["walltime"]) == ("geospatialworkshop", "gpu-a100-mig7", "02:30:00")
-    assert gpu["job_extra_directives"] == ["--gres=gpu:a100_1g.10gb:1"]
+    assert set(profiles) == {"geochip-cpu", "geochip-tutorial", "geochip-gpu"}
+    # Its header: -A, -p, --gres, -n 4 --cpus-per-task 2, --mem=256gb (of 1024), -t 150; and what it loads.
+    assert profiles["geochip-tutorial"] == {
+        "account": "geospatialworkshop", "queue": "gpu-a100-mig7", "cores": 4 * 2, "memory": "256GiB",
+        "walltime": "02:30:00", "job_extra_directives": ["--gres=gpu:a100_1g.10gb:1"],
+        "job_script_prologue": ["module load apptainer/1.1.9"],
+    }  # fmt: skip
+    assert profiles["geochip-gpu"] == {**profiles["geochip-tutorial"], "memory": "32GiB"}
     # Decimal units are rounded down by Slurm; and a walltime without quotes is a number to YAML.
     for profile in profiles.values():
         assert profile["memory"].endswith("GiB")

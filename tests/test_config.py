@@ -1,4 +1,6 @@
+import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ import pytest
 import yaml
 
 from geochip.config import RunConfig, available_cpus
-from geochip.errors import GeochipError, InputError, WorkError, run_command
+from geochip.errors import _OF_SITE, _OF_SITE_FOR_ALL, GeochipError, InputError, WorkError, run_command
 from geochip.run_file import config_keys, parse_run_config
 
 ROOT = Path(__file__).parents[1]
@@ -269,6 +271,46 @@ def test_errors_become_exit_codes(error, code, capsys):
     text = capsys.readouterr().err
     expected = "geochip: error: a\ngeochip: error: b\n" if code != 130 else "geochip: interrupted; "
     assert text.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "here"),
+    [
+        ("name another partition (cluster.cpu.partition; `sinfo`)", "name another partition (GEOCHIP_CPU_PARTITION; `sinfo`)"),
+        ("raise cluster.gpu.memory", "raise GEOCHIP_GPU_MEMORY"),
+        ("cluster.gpu.walltime: 1:00", "GEOCHIP_GPU_TIME: 1:00"),
+        ("gres of cluster.gpu, or", "gres of GEOCHIP_GPU_..., or"),
+        ("cluster.cpu.account", "GEOCHIP_ACCOUNT"),
+        ("cluster.cpu.interface", "GEOCHIP_INTERFACE"),
+        ("cluster.gpu.interface", "GEOCHIP_GPU_INTERFACE"),
+        ("fewer (cluster.workers)", "fewer (GEOCHIP_CHIP_WORKERS or GEOCHIP_INFER_WORKERS)"),
+        ("(cluster.wait_minutes)", "(GEOCHIP_WAIT_MINUTES)"),
+        # What site.env does not set.
+        ("cluster.max_replacements", None),
+        ("cluster.cpu.gres", None),
+        ("cluster.gpu.profile", None),
+        ("infer.store: /my/cluster.cpu/cluster.sh", None),
+    ],
+)  # fmt: skip
+def test_started_by_a_batch_script_settings_are_named_as_in_the_site_file(monkeypatch, capsys, text, here):
+    def main(argv):
+        raise WorkError(text)
+
+    monkeypatch.delenv("GEOCHIP_SITE_FILE", raising=False)
+    run_command(main, [])
+    assert capsys.readouterr().err == f"geochip: error: {text}\n"
+    monkeypatch.setenv("GEOCHIP_SITE_FILE", "/me/site.env")
+    run_command(main, [])
+    told = text if here is None else f"{here} [GEOCHIP_... are set in /me/site.env]"
+    assert capsys.readouterr().err == f"geochip: error: {told}\n"
+
+
+def test_every_variable_that_is_named_is_one_of_the_site_file():
+    names = re.search(r"SITE_VARIABLES=\((.*?)\)", (ROOT / "cluster" / "lib.sh").read_text(), re.DOTALL)[1].split()
+    for jobs, key in itertools.product(("cpu", "gpu"), _OF_SITE):
+        if key and (jobs, key) != ("cpu", "gres"):
+            assert _OF_SITE[key].format(JOBS=jobs.upper()) in names
+    assert {one for name in _OF_SITE_FOR_ALL.values() for one in name.split(" or ")} <= set(names)
 
 
 def test_a_defect_keeps_its_traceback():

@@ -7,6 +7,8 @@ ended by SIGTERM and 129 by SIGHUP, after Slurm jobs were cancelled. torchrun ma
 
 import errno
 import gc
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +30,48 @@ class WorkError(GeochipError):
     """The work could not be done, or not all of it; what was finished is kept."""
 
     exit_code = 1
+
+
+# The keys of a run file that cluster/lib.sh sets from site.env, and the variables that it takes them from.
+_OF_SITE = {
+    "partition": "{JOBS}_PARTITION", "gres": "{JOBS}_GRES", "cores": "{JOBS}_CORES", "memory": "{JOBS}_MEMORY",
+    "walltime": "{JOBS}_TIME", "account": "ACCOUNT", "qos": "QOS", "interface": "INTERFACE", "python": "PYTHON",
+    "local_directory": "LOCAL_DIRECTORY", "prologue": "PROLOGUE", "directives": "DIRECTIVES",
+    "skip_directives": "SKIP_DIRECTIVES", "": "{JOBS}_...",
+}  # fmt: skip
+_OF_SITE_FOR_ALL = {
+    "workers": "CHIP_WORKERS or INFER_WORKERS", "wait_minutes": "WAIT_MINUTES", "kind": "KIND",
+    "scheduler_interface": "SCHEDULER_INTERFACE", "profiles": "PROFILES", "dashboard": "DASHBOARD",
+}  # fmt: skip
+
+
+def as_named_here(text: str) -> str:
+    """A text in which settings are called as the person set them.
+
+    Where a batch script of cluster/ started this process, site.env goes before the run file: who changed
+    cluster.cpu.partition there, as a text advises, would change nothing.
+
+    Args:
+        text: that names keys of the run file.
+
+    Returns:
+        The text; with GEOCHIP_SITE_FILE in the environment, with variables of that file instead of keys.
+    """
+    file = os.environ.get("GEOCHIP_SITE_FILE")
+    if not file:
+        return text
+
+    def variable(found: re.Match[str]) -> str:
+        jobs, key, of_all = found.groups()
+        if (jobs, key) == ("gpu", "interface"):
+            return "GEOCHIP_GPU_INTERFACE"
+        name = _OF_SITE_FOR_ALL.get(of_all, "") if of_all else _OF_SITE.get(key or "", "")
+        if not name or (jobs == "cpu" and key == "gres"):
+            return found[0]
+        return " or ".join(f"GEOCHIP_{one}" for one in name.format(JOBS=(jobs or "").upper()).split(" or "))
+
+    named = re.sub(r"(?<![\w./])cluster\.(?:(cpu|gpu)\b(?:\.(\w+))?|(\w+))", variable, text)
+    return text if named == text else f"{named} [GEOCHIP_... are set in {file}]"
 
 
 class Terminated(KeyboardInterrupt):
@@ -55,7 +99,7 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
     try:
         main(sys.argv[1:] if argv is None else argv)
     except GeochipError as error:
-        for line in str(error).splitlines():
+        for line in as_named_here(str(error)).splitlines():
             print(f"geochip: error: {line}", file=sys.stderr)
         return error.exit_code
     except OSError as error:

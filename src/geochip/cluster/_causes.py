@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
+from geochip.errors import as_named_here
 from geochip.slurm import JobState
 
 _TAIL_BYTES = 8192
@@ -74,7 +75,7 @@ def say(text: str) -> None:
     """Tell a person a line about the jobs."""
     # Where nobody listens any more (a closed terminal, head), the jobs are looked after all the same.
     with contextlib.suppress(OSError):
-        print(f"Slurm: {text}", file=sys.stderr, flush=True)
+        print(f"Slurm: {as_named_here(text)}", file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:

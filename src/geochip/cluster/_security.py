@@ -23,7 +23,7 @@ from geochip.files import make_directory
 DIRECTORY = ".keys"
 # A driver on another machine shows that it is there by touching its keys' directory.
 _TOUCH_SECONDS = 60
-_OLD_SECONDS = 15 * 60
+_OLD_SECONDS = 5 * 60
 # The kernel's idea of when a process began moves when the clock is set.
 _SAME_START = 2
 
@@ -83,6 +83,8 @@ def keys_in(run_dir: Path) -> Iterator[Keys]:
     finally:
         ended.set()
         shutil.rmtree(directory, ignore_errors=True)
+        # A driver on a node that was lost may have been too young to be taken for dead when this one began.
+        sweep(parent)
         with contextlib.suppress(OSError):
             # Another run may have its own there.
             parent.rmdir()
