@@ -486,6 +486,8 @@ def test_partitions_are_read_with_the_most_that_a_node_has():
         ("PartitionTimeLimit", "asks for more time than the partition allows", True),
         ("PartitionNodeLimit", "it asks for more nodes than the partition has at the moment", False),
         ("BadConstraints", "no node has what it asks for", True),
+        ("PartitionConfig", "no node of its partition has what it asks for", True),
+        ("Job's account not permitted to use this partition (a allows b not c)", "it may not use the partition (Job's", True),
         ("MaxMemPerLimit", "it asks for more memory than one job may have there", True),
         ("ReservationDeleted", "its reservation is no more", True),
         ("AssocGrpWallLimit", "the budget of your account is used up", True),

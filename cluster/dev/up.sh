@@ -13,6 +13,7 @@ DIR is made, short (sockets lie in it), and removed by down.sh. From the environ
   SLURM_DEV_GPUS=1     GPUs that each node claims to have
   SLURM_DEV_GRACE=0    seconds that a preempted job is given (GraceTime of the partition preempt)
   SLURM_DEV_ACCOUNTS=0 1: with accounting: only who has an account may submit, within its limits
+  SLURM_DEV_STRICT=1   1: a job that its partition can never run is refused; 0: it waits for ever, as on many sites
   SLURM_DEV_PORT       first of NODES + 2 ports in a row; default: free ones, chosen at random
 TEXT
 }
@@ -29,9 +30,10 @@ memory=${SLURM_DEV_MEM:-8000}
 gpus=${SLURM_DEV_GPUS:-1}
 grace=${SLURM_DEV_GRACE:-0}
 accounts=${SLURM_DEV_ACCOUNTS:-0}
+strict=${SLURM_DEV_STRICT:-1}
 
 for setting in "SLURM_DEV_NODES=$nodes" "SLURM_DEV_CPUS=$cpus" "SLURM_DEV_MEM=$memory" "SLURM_DEV_GPUS=$gpus" \
-  "SLURM_DEV_GRACE=$grace" "SLURM_DEV_ACCOUNTS=$accounts" "SLURM_DEV_PORT=${SLURM_DEV_PORT:-0}"; do
+  "SLURM_DEV_GRACE=$grace" "SLURM_DEV_ACCOUNTS=$accounts" "SLURM_DEV_STRICT=$strict" "SLURM_DEV_PORT=${SLURM_DEV_PORT:-0}"; do
   [[ $setting =~ =[0-9]+$ ]] || fail "$setting must be a whole number"
 done
 [ "$nodes" -ge 1 ] || fail "SLURM_DEV_NODES=$nodes must be at least 1"
@@ -142,7 +144,7 @@ SlurmdLogFile=$dir/log/slurmd.%n.log
 SlurmctldDebug=info
 SlurmdDebug=info
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
-EnforcePartLimits=ALL
+EnforcePartLimits=$([ "$strict" -gt 0 ] && echo ALL || echo NO)
 FirstJobId=$((RANDOM * 10 + 1))
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none

@@ -26,7 +26,8 @@ NO_LIMITS = (
 
 @pytest.fixture(scope="module")
 def with_accounts():
-    with development_slurm("slurmdbd", "mariadbd", "sacctmgr", ACCOUNTS=1) as cluster:
+    # As on many sites it takes jobs that it can never run.
+    with development_slurm("slurmdbd", "mariadbd", "sacctmgr", ACCOUNTS=1, STRICT=0) as cluster:
         cluster.run("sacctmgr", "-iQ", "add", "qos", "small", "set", "Flags=DenyOnLimit", "MaxWall=5")
         cluster.run("sacctmgr", "-iQ", "modify", "user", "root", "set", "qos+=small")
         yield cluster
@@ -76,6 +77,22 @@ def test_what_accounting_never_starts_ends_the_run_with_the_cause(tmp_path, limi
     limit(*limits)
     config = cluster(cores=2, wait_minutes=0.1 if "GrpTRES=cpu=1" in limits else 5)
     with pytest.raises(WorkError, match=words), dask_client(config, run_dir=tmp_path) as client:
+        run_tasks(client, time.sleep, [("a", (0,))], print)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "words"),
+    [
+        ({"partition": "short", "walltime": "1-0"}, r"asks for more time than the partition allows \(PartitionTimeLimit\); lower walltime"),
+        ({"partition": "members"}, r"may not use the partition \(Job's account not permitted to use this partition \(members allows members not root\)\); name another partition"),
+        ({"cores": 100}, r"node of its partition has what it asks for \(PartitionConfig\); lower cores"),
+    ],
+)  # fmt: skip
+def test_a_job_that_slurm_takes_and_never_starts_ends_the_run_with_the_cause(tmp_path, limit, jobs, words):
+    with (
+        pytest.raises(WorkError, match=rf"^job \d+ will never start: (it|no) {words}"),
+        dask_client(cluster(**jobs), run_dir=tmp_path) as client,
+    ):
         run_tasks(client, time.sleep, [("a", (0,))], print)
 
 

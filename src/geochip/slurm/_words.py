@@ -122,6 +122,11 @@ _REASONS: dict[str, tuple[str, str, bool]] = {
         "ask for less, or name another partition",
         False,
     ),
+    "PartitionConfig": (
+        "no node of its partition has what it asks for",
+        "lower cores, memory or gres (`sinfo -o '%P %c %m %G'` shows what there is), or name another partition",
+        True,
+    ),
     "MaxMemPerLimit": (
         "it asks for more memory than one job may have there",
         "lower memory, or name another partition",
@@ -145,6 +150,9 @@ def explain(reason: str) -> Explained:
     name = reason if reason in _REASONS else reason.split(",")[0].strip("() ")
     if name in _REASONS:
         words, advice, hopeless = _REASONS[name]
+    # Newer ones say it in a sentence.
+    elif "not permitted to use this partition" in reason:
+        words, advice, hopeless = "it may not use the partition", "name another partition, account or qos", True
     elif limit := re.fullmatch(r"(Assoc|QOS|Max)(\w*)", name):
         words, advice, hopeless = _limit(limit[1], name)
     else:
