@@ -19,7 +19,7 @@ from geochip.doctor import batch, machine, workers
 from geochip.doctor.disks import Needed, judge_room
 from geochip.doctor.examination import examine as examine_case
 from geochip.doctor.facts import Facts, Gpus, disk_type, gather
-from geochip.doctor.findings import Case, existing
+from geochip.doctor.findings import Case, closing, existing, not_made, ok, warn
 from geochip.errors import InputError, WorkError
 from geochip.run_file import parse_command
 from geochip.slurm import Partition
@@ -46,7 +46,8 @@ def examine(tmp_path, dask_address, capsys):
         captured = capsys.readouterr()
         lines = captured.out.splitlines()
         assert captured.err == ""
-        assert all(re.match(r"ok   |warn |FAIL |nothing was found", line) for line in lines)
+        assert all(re.match(r"ok   |warn |FAIL ", line) for line in lines[: None if failed else -1])
+        assert failed or re.match(r"nothing was found that|\d+ checks? w(as|ere) not made", lines[-1])
         assert failed == any(line.startswith("FAIL") for line in lines)
         return Told(lines, failed)
 
@@ -83,7 +84,7 @@ def test_a_run_that_would_work_is_told_so_and_nothing_is_written(examine, scenes
     told = examine()
     assert not told.failed
     assert told.levels() <= {"ok", "warn"}
-    assert "nothing was found that would make a run fail" in told.lines[-1]
+    assert told.lines[-1].startswith("nothing was found that would make a run fail")
     assert re.search(
         r"python 3\.\d+\.\d+, geochip .*dask .*zarr .*tensorstore .*torch .*gdal \d", told.about("versions", "ok")
     )
@@ -125,6 +126,27 @@ def test_a_run_that_would_fail(scenes, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "FAIL scenes: data.root: '/nowhere' is no directory; set it to the one" in told
     assert "warn worker: none was started (--no_probe)" in told
+
+
+def test_checks_that_were_not_made_are_no_good_news(examine, scenes):
+    told = examine("--no_probe")
+    assert not told.failed
+    assert told.lines[-1].startswith(
+        "1 check was not made (worker), so a run may still fail: run this command again without --no_probe; the other "
+        "checks found nothing that would make a run fail"
+    )
+
+
+def test_the_last_line():
+    good, warned = ok("cpus", "2"), warn("umask", "000 is bad")
+    assert closing([good]) == "nothing was found that would make a run fail"
+    assert closing([good, warned]) == "nothing was found that would make a run fail; see what begins with warn"
+    waiting = [not_made(f"{jobs} worker", "none within a minute", "use --wait") for jobs in ("cpu", "gpu")]
+    assert all(str(one).startswith("warn ") for one in waiting)
+    assert closing([good, *waiting]) == (
+        "2 checks were not made (cpu worker, gpu worker), so a run may still fail: use --wait; the other checks found "
+        "nothing that would make a run fail; see what begins with warn"
+    )
 
 
 def test_what_the_command_takes(capsys):
@@ -571,6 +593,9 @@ def test_why_a_worker_did_not_come(tmp_path):
     assert str(workers.why_no_worker(case, "worker", waits)) == (
         "warn worker: none within a minute: job 7 starts; --wait waits as long as a run would"
     )
+    assert "so a run may still fail: run this command again with --wait" in closing(
+        [workers.why_no_worker(case, "worker", waits)]
+    )
     case.patient = True
     assert str(workers.why_no_worker(case, "worker", waits)) == (
         "FAIL worker: no worker for 1 minutes: 0 of 1 workers are there; job 7 starts; raise it, or see the log"
@@ -607,6 +632,9 @@ def test_srun_outside_of_a_job(examine, scenes, monkeypatch):
         told.about("slurm", "warn"),
     )
     assert "none was started: see above" in told.about("worker", "warn")
+    assert told.lines[-1].startswith(
+        "2 checks were not made (slurm, worker), so a run may still fail: run this command again in a Slurm job; "
+    )
     # All else is looked at, but for the network of a machine that the scheduler will not be on.
     for what in ("versions", "scenes", "network", "run_dir", "space"):
         assert told.about(what, "ok")

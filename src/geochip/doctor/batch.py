@@ -13,7 +13,7 @@ from pathlib import Path
 from geochip.chip_report import megabytes
 from geochip.cluster import Jobs, export_lines, require_slurm, submission_environment
 from geochip.config import memory_mib, walltime_seconds
-from geochip.doctor.findings import Case, Finding, fail, fails, listed, ok, warn
+from geochip.doctor.findings import Case, Finding, fail, fails, listed, not_made, ok, warn
 from geochip.doctor.machine import worker_bytes
 from geochip.errors import GeochipError, InputError
 from geochip.slurm import Partition, SlurmError, partitions, remedy, run_slurm, words_of
@@ -21,6 +21,8 @@ from geochip.slurm import Partition, SlurmError, partitions, remedy, run_slurm, 
 _SHORT = {"-p": "partition", "-A": "account", "-q": "qos", "-t": "time", "-c": "cpus-per-task", "-n": "ntasks",
           "-N": "nodes", "-C": "constraint"}  # fmt: skip
 
+IN_A_JOB = "run this command again in a Slurm job"
+"""How to make the checks that cluster.kind: srun allows in a job only."""
 _IMAGES = (".sif", ".simg", ".sqsh")
 # MiB, for a worker that predicts. Python with a CUDA build of PyTorch was seen at 830 MiB before the first block.
 _LEAST_TO_PREDICT = 1536
@@ -66,11 +68,12 @@ def jobs(case: Case) -> list[Finding]:
     if case.elsewhere:
         case.refused |= {"cpu", "gpu"}
         return [
-            warn(
+            not_made(
                 "slurm",
                 "cluster.kind: srun starts workers inside a Slurm job only, and SLURM_JOB_ID is not set: workers and "
                 "their network can be judged in a job only; run this command again in one (salloc, or a script for "
                 "sbatch)",
+                IN_A_JOB,
             )
         ]
     try:

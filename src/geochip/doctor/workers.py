@@ -13,7 +13,7 @@ from typing import Any
 from geochip.cluster import Jobs, StillWaitingError, dask_client, end_of, wait_for_a_worker
 from geochip.doctor import batch, machine
 from geochip.doctor.disks import why_not_writable
-from geochip.doctor.findings import Case, Finding, existing, fail, ok, warn
+from geochip.doctor.findings import Case, Finding, existing, fail, not_made, ok
 from geochip.doctor.probe import Seen, file_of, look_from_worker, remove_marks, without_mark, write_mark
 from geochip.errors import GeochipError, WorkError
 
@@ -46,13 +46,20 @@ def interfaces(case: Case) -> list[Finding]:
 def probe(case: Case) -> list[Finding]:
     """Start one worker of each kind that a run uses, and look from there."""
     if not case.probe:
-        return [warn("worker", "none was started (--no_probe): whether workers see disks and data is not known")]
+        return [
+            not_made(
+                "worker",
+                "none was started (--no_probe): whether workers see disks and data is not known",
+                "run this command again without --no_probe",
+            )
+        ]
     of_slurm = case.config.cluster.kind == "slurm"
     found = []
     for jobs in alike(case.scripts) if of_slurm else ("cpu",):
         what = f"{jobs} worker" if of_slurm else "worker"
         if jobs in case.refused:
-            found.append(warn(what, "none was started: see above what would keep its job from working"))
+            how = batch.IN_A_JOB if case.elsewhere else "mend what is said above of its job"
+            found.append(not_made(what, "none was started: see above what would keep its job from working", how))
         else:
             found += probe_one(case, what, jobs)
     return found
@@ -97,7 +104,10 @@ def why_no_worker(case: Case, what: str, error: GeochipError) -> Finding:
     """What kept a worker from coming: only what waiting cannot heal would end a run."""
     log = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
     if not case.patient and isinstance(error, StillWaitingError):
-        return warn(what, f"none within a minute: {error.standing}; --wait waits as long as a run would{log}")
+        return not_made(
+            what, f"none within a minute: {error.standing}; --wait waits as long as a run would{log}",
+            "run this command again with --wait",
+        )  # fmt: skip
     text = " ".join(re.sub(_LOGS, "", str(error)).split())
     return fail(what, re.sub(r"; what is finished is kept.*", "", text) + log)
 
