@@ -15,7 +15,7 @@ from distributed import LocalCluster
 from geochip import chipping, doctor
 from geochip.cluster import StillWaitingError, export_lines
 from geochip.config import RunConfig
-from geochip.doctor import batch, machine, workers
+from geochip.doctor import batch, facts, machine, workers
 from geochip.doctor.disks import Needed, judge_room
 from geochip.doctor.examination import examine as examine_case
 from geochip.doctor.facts import Facts, Gpus, disk_type, gather
@@ -479,40 +479,168 @@ def test_other_versions_on_a_worker(name, version, level):
 
 A100 = Gpus(cuda="12.8", devices=(("NVIDIA A100", 80 * 2**30),), nccl="2.26", driver=True)
 NONE = Gpus(cuda="12.8")
+DRIVER = replace(NONE, driver=True, driver_version="535.104.05")
+TOO_OLD = replace(
+    DRIVER, cuda="13.2",
+    trouble="The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver",
+)  # fmt: skip
+
+
+def case_on(train="auto", infer="auto", **cluster):
+    """A case that computes on these devices."""
+    config = RunConfig(cluster=replace(RunConfig().cluster, **cluster))
+    return Case(
+        config=replace(
+            config, train=replace(config.train, device=train), infer=replace(config.infer, device=infer)
+        )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("gpus", "asked", "level", "text"),
+    ("gpus", "devices", "asked", "level", "text"),
     [
-        (A100, {}, "ok", r"NVIDIA A100 with 80.0 GiB on n1; CUDA 12.8, NCCL 2.26; up to 1 ranks"),
+        (A100, {}, "", "ok", r"NVIDIA A100 with 80.0 GiB on n1; CUDA 12.8, NCCL 2.26; up to 1 ranks"),
         (
             replace(A100, visible="MIG-6a-1"),
             {},
+            "gres gpu:1",
             "ok",
             r"a MIG slice: train one rank on it \(--nproc-per-node=1\), NCCL refuses more",
         ),
-        (NONE, {}, "ok", "none on n1: computes on the CPU"),
+        (NONE, {}, "", "ok", "none on n1: computes on the CPU"),
         (
             NONE,
-            {"demanded": "train.device: cuda"},
+            {"train": "cuda"},
+            "",
             "FAIL",
-            r"none on n1, but train.device: cuda needs one; there is no driver",
+            r"none on n1, but train.device: cuda needs one; there is no driver: ask for a GPU \(gres\), and start.*; or use auto or cpu",
         ),
         (
             NONE,
-            {"expected": "gres gpu:1"},
-            "warn",
-            r"in spite of gres gpu:1; there is no driver: start containers with --nv, else ask the site's staff",
+            {"train": "cuda", "infer": "cuda"},
+            "",
+            "FAIL",
+            r"but train.device: cuda and infer.device: cuda needs one",
         ),
-        (replace(NONE, cuda=None, driver=True), {}, "warn", "this PyTorch is built without CUDA"),
-        (replace(NONE, driver=True, trouble="driver too old"), {}, "warn", "PyTorch says: driver too old"),
-        (replace(NONE, driver=True, visible="MIG-7"), {}, "warn", "CUDA_VISIBLE_DEVICES is MIG-7; see `nvidia-smi -L`"),
+        (
+            NONE,
+            {"train": "cpu", "infer": "cuda"},
+            "gres gpu:1",
+            "FAIL",
+            r"but infer.device: cuda .*; or use cpu, and ask for no GPU$",
+        ),
+        (
+            NONE,
+            {},
+            "gres gpu:1",
+            "FAIL",
+            r"none that PyTorch can use on n1, in spite of gres gpu:1: with train.device: auto and infer.device: auto a run ends there; "
+            r"there is no driver: start containers with --nv, else ask the site's staff; or use cpu, and ask for no GPU$",
+        ),
+        (NONE, {"infer": "cpu"}, "gpus 2", "FAIL", r"in spite of gpus 2: with train.device: auto a run ends there"),
+        (replace(NONE, given=True), {}, "", "FAIL", "in spite of what Slurm says, SLURM_GPUS_ON_NODE: with"),
+        (
+            replace(NONE, cuda=None),
+            {},
+            "gres gpu:1",
+            "FAIL",
+            "this PyTorch is built for the CPU only: install one that is built with CUDA",
+        ),
+        (replace(NONE, cuda=None, driver=True), {}, "", "warn", "this PyTorch is built for the CPU only"),
+        (replace(NONE, cuda=None), {}, "", "ok", "none on n1: computes on the CPU"),
+        (
+            TOO_OLD,
+            {},
+            "gres gpu:1",
+            "FAIL",
+            r"the driver 535.104.05, which is for CUDA 12.2, is too old for this PyTorch, which is built for CUDA 13.2: "
+            r"install one that is built for CUDA 12 \(pytorch.org tells the command\), or ask the site's staff for a newer driver",
+        ),
+        (TOO_OLD, {}, "", "warn", "the driver 535.104.05, which is for CUDA 12.2, is too old for this PyTorch"),
+        (
+            replace(DRIVER, trouble="Found no NVIDIA driver on your system. Please check"),
+            {},
+            "gres gpu:1",
+            "FAIL",
+            "the machine has driver 535.104.05, but not where PyTorch runs: start containers with --nv",
+        ),
+        (
+            replace(DRIVER, visible="MIG-7", trouble="No CUDA GPUs are available"),
+            {},
+            "",
+            "warn",
+            "PyTorch says: No CUDA GPUs are available; there is a driver 535.104.05: see `nvidia-smi -L`; CUDA_VISIBLE_DEVICES is MIG-7",
+        ),
+        (DRIVER, {}, "", "warn", "none is visible; there is a driver 535.104.05: .*; CUDA_VISIBLE_DEVICES is not set"),
     ],
 )
-def test_gpus_and_what_they_mean(gpus, asked, level, text):
-    (found,) = machine.judge_gpus(gpus, " on n1", **asked)
+def test_gpus_and_what_they_mean(gpus, devices, asked, level, text):
+    (found,) = machine.judge_gpus(case_on(**devices), gpus, " on n1", asked)
     assert found.level == level
     assert re.search(text, found.text)
+
+
+def test_workers_are_looked_at_for_gpus_unless_all_is_computed_on_cpus():
+    wants = workers.wants_gpu
+    for train, infer in (("cuda", "cpu"), ("auto", "cpu"), ("cpu", "auto"), ("cpu", "cuda")):
+        assert wants(case_on(train, infer, kind="slurm"), "gpu")
+        assert not wants(case_on(train, infer, kind="slurm"), "cpu")
+        assert wants(case_on(train, infer, kind="srun"), "cpu")
+        assert not wants(case_on(train, infer, kind="local"), "cpu")
+    assert not wants(case_on("cpu", "cpu", kind="slurm"), "gpu")
+    (found,) = machine.gpus_here(case_on("cpu", "cpu"))
+    assert str(found) == "ok   gpu: train.device and infer.device are cpu"
+
+
+def test_what_pytorch_and_slurm_say_of_gpus(monkeypatch, tmp_path):
+    import torch
+
+    def say_why():
+        raise RuntimeError("The driver is broken\nC++ CapturedTraceback: ...")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", say_why)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC version: 12\n"
+    )
+    monkeypatch.setattr(facts, "_DRIVER", tmp_path / "version")
+    found = facts.look_for_gpus()
+    assert found.trouble == "The driver is broken"
+    assert (found.given, found.driver, found.driver_version) == (True, True, "535.104.05")
+    for nothing in ("0", ""):
+        monkeypatch.setenv("SLURM_GPUS_ON_NODE", nothing)
+        assert not facts.look_for_gpus().given
+
+
+def test_versions_of_drivers():
+    open_one = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.14  Release Build  (dvs-builder@U16)\n"
+    assert facts.driver_version(open_one) == "550.54.14"
+    assert facts.driver_version("NVRM version: something else") == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        ("--gres=gpu:a100:1", "gres gpu:a100:1"),
+        ("--gres=localtmp:50G,gpu", "gres localtmp:50G,gpu"),
+        ("--gres=gres/gpu:2", "gres gres/gpu:2"),
+        ("--gpus=2", "gpus 2"),
+        ("-G 2", "gpus 2"),
+        ("--gpus-per-node=a100:2", "gpus-per-node a100:2"),
+        ("--gres=localtmp:50G", ""),
+        ("--gres=gpu:0", ""),
+        ("--gpus-per-task 0", ""),
+        ("--partition=gpu", ""),
+        ("--gpus-freq=high", ""),
+    ],
+)
+def test_whether_a_job_asks_for_gpus(line, asked):
+    assert (
+        batch.asked_gpus(batch.read_script(f"#!/bin/sh\n#SBATCH {line}\npython -m distributed.cli.dask_worker x\n"))
+        == asked
+    )
 
 
 def test_a_gpu_that_is_asked_for_on_a_machine_without(examine, scenes):
@@ -525,6 +653,10 @@ def test_a_gpu_that_is_asked_for_on_a_machine_without(examine, scenes):
     )
     assert re.search(r"none on \S+, but train.device: cuda and infer.device: cuda needs one", text)
     assert "need not have one" in examine("--no_probe").about("gpu", "ok")
+    # A worker stands for training as well.
+    text = examine("--train.device=cuda", "--infer.device=cpu").about("gpu", "FAIL")
+    assert re.search(r"none on \S+, but train.device: cuda needs one", text)
+    assert not examine("--train.device=cpu", "--infer.device=cpu").about("gpu", "FAIL")
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------

@@ -50,7 +50,6 @@ def examine(tmp_path, capsys):
 
 def test_a_run_on_slurm_that_would_work(examine, tmp_path):
     found = examine(
-        "--cluster.gpu.gres=gpu:1",
         "--cluster.gpu.partition=gpu",
         "--cluster.cpu.interface=lo",
         "--cluster.gpu.interface=lo",
@@ -67,9 +66,20 @@ def test_a_run_on_slurm_that_would_work(examine, tmp_path):
         assert f"{tmp_path}: each sees the other's file" in good[worker]
     assert "as here on node" in good["versions"]
     assert re.search(r"dask-scratch-space.* on node\d", good["scratch"])
-    # The development Slurm's GPUs are names without a device behind them.
-    assert "none that PyTorch can use on node" in found["warn"]["gpu"]
-    assert "in spite of gres gpu:1" in found["warn"]["gpu"]
+    assert re.search(r"none on node\d: computes on the CPU", good["gpu"])
+    assert found["last"].startswith("nothing was found that would make a run fail")
+
+
+def test_a_job_whose_gpu_cannot_be_used(examine):
+    """The development Slurm's GPUs are names without a device behind them."""
+    asked = ["--cluster.gpu.gres=gpu:1", "--cluster.gpu.partition=gpu", "--infer.device=cpu"]
+    found = examine(*asked)
+    assert re.search(
+        r"none that PyTorch can use on node\d, in spite of gres gpu:1: with train.device: auto a run ends there; ",
+        found["FAIL"]["gpu"],
+    )
+    assert list(found["FAIL"]) == ["gpu"]
+    assert not examine(*asked, "--train.device=cpu")["FAIL"]
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ Workers import it too: nothing here reads a run file, and PyTorch is imported on
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import shutil
 import socket
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,8 @@ _NETWORK_DISKS = (
     "nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.ceph", "fuse.sshfs", "9p", "gluster",
     "fuse.gluster", "panfs", "weka", "afs", "pvfs", "orangefs",
 )  # fmt: skip
+
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +41,14 @@ class Gpus:
     """Version of NCCL, for training on several of them."""
     visible: str = ""
     """CUDA_VISIBLE_DEVICES, where it is set: MIG slices stand in it as MIG-<uuid>."""
+    given: bool = False
+    """Whether Slurm gave GPUs to the job that this process is in."""
     driver: bool = False
     """Whether there is a driver, and so probably a GPU."""
+    driver_version: str = ""
+    """Such as 535.104.05; "" where it is not known."""
     trouble: str = ""
-    """Why PyTorch cannot use what is there."""
+    """Why PyTorch cannot use what is there, mostly in its own words."""
 
     @property
     def is_slice(self) -> bool:
@@ -164,14 +171,24 @@ def look_for_gpus() -> Gpus:
     """What PyTorch can use here, and why not more; every GPU computes one number."""
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
-    if torch.version.cuda is None:
-        return Gpus(cuda=None, visible=visible, driver=driver)
+    there = Gpus(
+        cuda=torch.version.cuda,
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        given=os.environ.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0"),
+        driver=_DRIVER.exists() or shutil.which("nvidia-smi") is not None,
+        driver_version=driver_version(_DRIVER.read_text()) if _DRIVER.exists() else "",
+    )
+    if there.cuda is None:
+        return there
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
     trouble = " ".join(str(warning.message) for warning in told)
+    if not available:
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except (RuntimeError, AssertionError) as error:  # says why more often than is_available, which may be silent
+            trouble = str(error).splitlines()[0]
     devices = []
     if available:
         for number in range(torch.cuda.device_count()):
@@ -185,6 +202,10 @@ def look_for_gpus() -> Gpus:
     nccl = None
     if torch.distributed.is_nccl_available():
         nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-    return Gpus(
-        cuda=torch.version.cuda, devices=tuple(devices), nccl=nccl, visible=visible, driver=driver, trouble=trouble
-    )
+    return replace(there, devices=tuple(devices), nccl=nccl, trouble=trouble)
+
+
+def driver_version(text: str) -> str:
+    """The driver's version in what it says of itself in /proc; "" where there is none."""
+    found = re.search(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", text)
+    return found[1] if found else ""

@@ -10,7 +10,7 @@ from typing import Literal
 import geochip
 from geochip.chip_prepare import Prepared, prepare
 from geochip.cluster import Jobs, job_script
-from geochip.config import RunConfig
+from geochip.config import Device, RunConfig
 from geochip.doctor.facts import Facts, gather
 from geochip.errors import GeochipError, InputError
 from geochip.model import Contract, SegmentationModel, build_model
@@ -143,6 +143,11 @@ class Case:
             return {jobs: job_script(cluster, jobs, self.config.run_dir) for jobs in kinds}
         except GeochipError as error:
             return error
+
+    def devices(self, *which: Device) -> str:
+        """The keys of the run file that say what to compute on, where they say one of these; "" for none of them."""
+        asked = {"train.device": self.config.train.device, "infer.device": self.config.infer.device}
+        return " and ".join(f"{key}: {device}" for key, device in asked.items() if device in which)
 
     @property
     def elsewhere(self) -> bool:

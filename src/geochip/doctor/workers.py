@@ -201,10 +201,16 @@ def files_of(case: Case) -> list[str]:
     return [str(Path(name).absolute()) for name in (first.image, first.label) if name is not None]
 
 
+def trains(case: Case, jobs: Jobs) -> bool:
+    """Whether a worker of this kind stands for the machines that train and predict, which this one is none of."""
+    # train.sbatch asks for what a gpu job asks for. Where there is one kind of workers only, it stands for all.
+    kind = case.config.cluster.kind
+    return kind != "local" and (kind != "slurm" or jobs == "gpu")
+
+
 def wants_gpu(case: Case, jobs: Jobs) -> bool:
-    """Whether a worker of this kind may compute on a GPU that this machine does not see."""
-    of_infer = jobs == "gpu" or case.config.cluster.kind != "slurm"
-    return of_infer and case.config.cluster.kind != "local" and case.config.infer.device != "cpu"
+    """Whether training or inference may compute on a GPU that this worker sees and this machine does not."""
+    return trains(case, jobs) and case.devices("cuda", "auto") != ""
 
 
 def judge_disks(what: str, directories: list[str], seen: Seen, back: list[str]) -> list[Finding]:
@@ -238,10 +244,8 @@ def judge_worker(case: Case, jobs: Jobs, seen: Seen) -> list[Finding]:
         return found
     if facts.gpus is not None:
         found.append(machine.shared_memory(facts, where))
-        demanded = "infer.device: cuda" if case.config.infer.device == "cuda" else ""
-        expected = ""
+        asked = ""
         if not isinstance(case.scripts, GeochipError) and jobs in case.scripts:
-            gres = batch.read_script(case.scripts[jobs]).directives.get("gres", "")
-            expected = f"gres {gres}" if "gpu" in gres else ""
-        found += machine.judge_gpus(facts.gpus, where, demanded=demanded, expected=expected)
+            asked = batch.asked_gpus(batch.read_script(case.scripts[jobs]))
+        found += machine.judge_gpus(case, facts.gpus, where, asked)
     return found
