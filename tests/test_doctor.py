@@ -5,9 +5,11 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from distributed import LocalCluster
@@ -16,10 +18,12 @@ from geochip import chipping, doctor
 from geochip.cluster import StillWaitingError, export_lines
 from geochip.config import RunConfig
 from geochip.doctor import batch, facts, machine, workers
+from geochip.doctor.collective import try_collective
 from geochip.doctor.disks import Needed, judge_room
 from geochip.doctor.examination import examine as examine_case
 from geochip.doctor.facts import Facts, Gpus, disk_type, gather
 from geochip.doctor.findings import Case, closing, existing, not_made, ok, warn
+from geochip.doctor.probe import Seen
 from geochip.errors import InputError, WorkError
 from geochip.run_file import parse_command
 from geochip.slurm import Partition
@@ -612,6 +616,127 @@ def test_what_pytorch_and_slurm_say_of_gpus(monkeypatch, tmp_path):
     for nothing in ("0", ""):
         monkeypatch.setenv("SLURM_GPUS_ON_NODE", nothing)
         assert not facts.look_for_gpus().given
+
+
+def test_one_rank_adds_up_a_tensor_and_leaves_nothing_behind():
+    import torch.distributed as dist
+
+    for _ in range(2):
+        assert try_collective("gloo", "cpu") == ""
+        assert not dist.is_initialized()
+
+
+def test_why_a_rank_cannot_add_up_a_tensor(monkeypatch):
+    import torch
+    import torch.distributed as dist
+
+    def fail_as_nccl_does(_tensor):
+        raise dist.DistBackendError(
+            "NCCL error in: NCCLUtils.cpp:77, unhandled\nLast error:\nno socket interface found"
+        )
+
+    assert "nothing" in try_collective("nothing", "cpu")
+    if not torch.cuda.is_available():
+        assert try_collective("gloo", "cuda:0") != ""
+        assert try_collective("nccl", "cuda:0") != ""
+    assert not dist.is_initialized(), "a group that failed is gone as well"
+    with monkeypatch.context() as patch:
+        patch.setattr(dist, "all_reduce", fail_as_nccl_does)
+        assert try_collective("gloo", "cpu") == (
+            "NCCL error in: NCCLUtils.cpp:77, unhandled Last error: no socket interface found"
+        )
+        patch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(1))
+        assert try_collective("gloo", "cpu") == "the sum is 10.0, and should be 6"
+        assert not dist.is_initialized()
+    assert try_collective("gloo", "cpu") == ""
+
+
+def test_a_trial_that_hangs_is_not_waited_for(monkeypatch):
+    import torch.distributed as dist
+
+    end, ended = threading.Event(), threading.Event()
+
+    def hang(_tensor):
+        end.wait(60)
+
+    destroy = dist.destroy_process_group
+
+    def destroy_and_tell():
+        destroy()
+        ended.set()
+
+    monkeypatch.setattr(dist, "all_reduce", hang)
+    monkeypatch.setattr(dist, "destroy_process_group", destroy_and_tell)
+    assert try_collective("gloo", "cpu", seconds=0.5) == "it has not ended after 0 s"
+    assert try_collective("gloo", "cpu") == "this process is in another process group"
+    end.set()
+    assert ended.wait(60)
+
+
+def test_nccl_is_tried_on_the_first_gpu_that_works(monkeypatch):
+    import torch
+
+    ones, tried = torch.ones, []
+
+    def second_works(size, device):
+        if device == "cuda:0":
+            raise RuntimeError("no kernel image is available\nmore")
+        return ones(size)
+
+    def tell(*of):
+        tried.append(of)
+        return "no socket interface found"
+
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda number: SimpleNamespace(name=f"GPU {number}", total_memory=2**30)
+    )
+    monkeypatch.setattr(torch, "ones", second_works)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 5))
+    monkeypatch.setattr(facts, "try_collective", tell)
+    found = facts.look_for_gpus()
+    assert found.devices == (("GPU 1", 2**30),)
+    assert (found.trouble, found.nccl) == ("GPU 0: no kernel image is available", "2.27.5")
+    assert (tried, found.nccl_trouble) == ([("nccl", "cuda:1")], "no socket interface found")
+
+
+def test_what_the_trial_of_nccl_means():
+    def levels(case, gpus):
+        return [one.level for one in machine.judge_nccl(case, gpus, " on n1")]
+
+    broken = replace(A100, nccl_trouble="no socket interface found")
+    (found,) = machine.judge_nccl(case_on(), broken, " on n1")
+    assert str(found).startswith(
+        "FAIL nccl: one rank cannot add up a tensor on n1, as several do at each step of training: no socket interface "
+        "found; NCCL_DEBUG=INFO has NCCL say more, and NCCL_SOCKET_IFNAME"
+    )
+    assert levels(case_on(), A100) == ["ok"]
+    assert levels(case_on(), replace(broken, visible="MIG-6a-1")) == ["warn"]
+    assert levels(case_on("cpu"), broken) == []
+    assert levels(case_on(), NONE) == levels(case_on(), replace(A100, nccl=None)) == []
+    seen = Seen(facts=replace(PLAIN, gpus=broken), unseen=(), unwritable={}, unreadable={})
+    case = case_on(kind="address", address="tcp://10.0.0.1:8786")
+    case.__dict__["facts"] = PLAIN
+    assert [one.what for one in workers.judge_worker(case, "cpu", seen) if one.level == "FAIL"] == ["nccl"]
+
+
+def test_nccl_of_this_machine_is_judged_where_it_trains(monkeypatch):
+    broken = replace(PLAIN, gpus=replace(A100, nccl_trouble="no socket interface found"))
+    monkeypatch.setattr(machine, "gather", lambda *, gpus: broken)
+    assert [one.level for one in machine.gpus_here(case_on(kind="local"))] == ["ok", "FAIL"]
+    assert [one.level for one in machine.gpus_here(case_on(kind="slurm"))] == ["ok"]
+
+
+@pytest.mark.gpu
+def test_nccl_on_a_real_gpu():
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("this machine has no GPU")
+    assert try_collective("nccl", "cuda:0") == ""
 
 
 def test_versions_of_drivers():

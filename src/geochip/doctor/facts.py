@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 import geochip
+from geochip.doctor.collective import try_collective
 
 PACKAGES = ("dask", "distributed", "numpy", "zarr", "tensorstore", "torch")
 
@@ -39,6 +40,8 @@ class Gpus:
     """Name and memory, in bytes, of each that this process may use and that can compute."""
     nccl: str | None = None
     """Version of NCCL, for training on several of them."""
+    nccl_trouble: str = ""
+    """Why NCCL does not work on the first of them; "" where it does, and where it was not tried."""
     visible: str = ""
     """CUDA_VISIBLE_DEVICES, where it is set: MIG slices stand in it as MIG-<uuid>."""
     given: bool = False
@@ -87,7 +90,7 @@ def gather(scratch: str | None = None, *, gpus: bool = False) -> Facts:
 
     Args:
         scratch: directory for temporary files; None: the system's.
-        gpus: look for GPUs, which takes a second or two.
+        gpus: look for GPUs, and try NCCL where there are any, which takes some seconds.
     """
     scratch = scratch or tempfile.gettempdir()
     return Facts(
@@ -189,7 +192,7 @@ def look_for_gpus() -> Gpus:
             torch.cuda.init()  # type: ignore[no-untyped-call]
         except (RuntimeError, AssertionError) as error:  # says why more often than is_available, which may be silent
             trouble = str(error).splitlines()[0]
-    devices = []
+    devices, usable = [], []
     if available:
         for number in range(torch.cuda.device_count()):
             try:
@@ -199,10 +202,12 @@ def look_for_gpus() -> Gpus:
                 continue
             properties = torch.cuda.get_device_properties(number)
             devices.append((str(properties.name), int(properties.total_memory)))
-    nccl = None
+            usable.append(f"cuda:{number}")
+    nccl, nccl_trouble = None, ""
     if torch.distributed.is_nccl_available():
         nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-    return replace(there, devices=tuple(devices), nccl=nccl, trouble=trouble)
+        nccl_trouble = try_collective("nccl", usable[0]) if usable else ""
+    return replace(there, devices=tuple(devices), nccl=nccl, nccl_trouble=nccl_trouble, trouble=trouble)
 
 
 def driver_version(text: str) -> str:

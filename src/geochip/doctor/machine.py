@@ -156,7 +156,9 @@ def gpus_here(case: Case) -> list[Finding]:
     assert facts.gpus is not None
     if case.config.cluster.kind != "local" and not facts.gpus.devices:
         return [ok("gpu", f"none on {facts.host}, which need not have one: the jobs of the cluster compute")]
-    return judge_gpus(case, facts.gpus, f" on {facts.host}")
+    where = f" on {facts.host}"
+    trained_here = judge_nccl(case, facts.gpus, where) if case.config.cluster.kind == "local" else []
+    return judge_gpus(case, facts.gpus, where) + trained_here
 
 
 def judge_gpus(case: Case, gpus: Gpus, where: str, asked: str = "") -> list[Finding]:
@@ -231,3 +233,22 @@ def gpus_there(gpus: Gpus, where: str) -> list[Finding]:
     if gpus.trouble:
         found.append(warn("gpu", f"{gpus.trouble}{where}"))
     return found
+
+
+def judge_nccl(case: Case, gpus: Gpus, where: str) -> list[Finding]:
+    """Whether ranks that train on these GPUs can add up their gradients, as far as one rank shows it."""
+    what = "nccl"
+    if case.config.train.device == "cpu" or not gpus.devices or gpus.nccl is None:
+        return []
+    if not gpus.nccl_trouble:
+        return [ok(what, f"one rank adds up a tensor{where}")]
+    # A slice is for one rank, which adds nothing up.
+    judge = warn if gpus.is_slice else fail
+    return [
+        judge(
+            what,
+            f"one rank cannot add up a tensor{where}, as several do at each step of training: {gpus.nccl_trouble}; "
+            "NCCL_DEBUG=INFO has NCCL say more, and NCCL_SOCKET_IFNAME (GEOCHIP_INTERFACE in site.env) names a network "
+            "interface; one rank alone (--nproc-per-node=1) trains without NCCL",
+        )
+    ]

@@ -26,7 +26,7 @@ _SECOND_TRIES = 1
 SEEN_AFTER = 10.0
 """Seconds after which a file of another machine must be seen."""
 _LINES_OF_LOG = 4
-_SECONDS_TO_LOOK = 120.0
+_SECONDS_TO_LOOK = 240.0
 """How long a worker may take to look: a disk that hangs must not hang the doctor."""
 
 
@@ -248,4 +248,5 @@ def judge_worker(case: Case, jobs: Jobs, seen: Seen) -> list[Finding]:
         if not isinstance(case.scripts, GeochipError) and jobs in case.scripts:
             asked = batch.asked_gpus(batch.read_script(case.scripts[jobs]))
         found += machine.judge_gpus(case, facts.gpus, where, asked)
+        found += machine.judge_nccl(case, facts.gpus, where)
     return found
