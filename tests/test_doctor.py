@@ -19,6 +19,7 @@ from geochip.cluster import StillWaitingError, export_lines
 from geochip.config import RunConfig
 from geochip.doctor import batch, facts, machine, workers
 from geochip.doctor.collective import try_collective
+from geochip.doctor.data import pretrained_weights_of_worker, wanted_weights
 from geochip.doctor.disks import Needed, judge_room
 from geochip.doctor.examination import examine as examine_case
 from geochip.doctor.facts import Facts, Gpus, disk_type, gather
@@ -261,6 +262,47 @@ def test_pretrained_weights_are_looked_for_and_never_fetched(examine, scenes, tm
     )
     put_into_cache(tmp_path / "cache")
     assert "imagenet of resnet18 are in this machine's cache" in examine(*flags).about("pretrained weights", "ok")
+
+
+def test_pretrained_weights_are_looked_for_where_training_runs(examine, scenes, tmp_path, monkeypatch):
+    """This machine has them, a worker whose HF_HOME is another one has not."""
+    from huggingface_hub import constants
+
+    put_into_cache(tmp_path / "here" / "hub")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "here" / "hub"))
+    flags = ["--model.architecture=unet", "--model.encoder=resnet18"]
+    for home in ("there", "here"):
+        with strange_worker(
+            tmp_path, "env", f"HF_HOME={tmp_path / home}", sys.executable, "-m", "distributed.cli.dask_worker"
+        ) as address:
+            told = examine(*flags, address)
+            assert "imagenet of resnet18 are in this machine's cache" in told.about("pretrained weights", "ok")
+            if home == "here":
+                assert re.search(
+                    r"imagenet of resnet18 are in the cache on \S+, which trains",
+                    told.about("pretrained weights", "ok"),
+                )
+                assert not told.failed
+            else:
+                assert re.search(
+                    r"on \S+, which trains: model.encoder_weights: the imagenet weights of resnet18 are not in this "
+                    rf"machine's cache .*fetch_encoder_weights\('resnet18', 'imagenet'\).* \(looked for in {tmp_path}/there"
+                    r"/hub\); set HF_HOME to a directory on a disk that all nodes see, .*, and bind it into the image",
+                    told.about("pretrained weights", "FAIL"),
+                )
+
+
+def test_which_worker_is_asked_for_pretrained_weights():
+    """Random weights, linear networks and workers that only chip need none."""
+    deeplab = case_on(kind="slurm")
+    assert wanted_weights(deeplab) == ("resnet50", "imagenet")
+    for model in ({"encoder_weights": None}, {"architecture": "linear"}, {"encoder": "resnet19"}):
+        config = deeplab.config
+        assert wanted_weights(Case(config=replace(config, model=replace(config.model, **model)))) is None
+    assert [workers.trains(deeplab, jobs) for jobs in ("cpu", "gpu")] == [False, True]
+    assert workers.trains(case_on(kind="srun"), "cpu")
+    assert not workers.trains(case_on(kind="local"), "cpu")
+    assert pretrained_weights_of_worker(deeplab, None, " on n1") == []
 
 
 def test_a_model_that_is_there_needs_no_weights_and_must_fit_the_scenes(examine, scenes, tmp_path, monkeypatch):

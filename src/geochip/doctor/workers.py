@@ -12,6 +12,7 @@ from typing import Any
 
 from geochip.cluster import Jobs, StillWaitingError, dask_client, end_of, wait_for_a_worker
 from geochip.doctor import batch, machine
+from geochip.doctor.data import pretrained_weights_of_worker, wanted_weights
 from geochip.doctor.disks import why_not_writable
 from geochip.doctor.findings import Case, Finding, existing, fail, not_made, ok
 from geochip.doctor.probe import Seen, file_of, look_from_worker, remove_marks, without_mark, write_mark
@@ -90,7 +91,8 @@ def probe_one(case: Case, what: str, jobs: Jobs) -> list[Finding]:
     try:
         with marks(directories, nonce), worker(case, jobs, nonce) as client:
             seconds = time.monotonic() - started
-            seen, back = look(client, directories, files_of(case), nonce, gpus=wants_gpu(case, jobs))
+            weights = wanted_weights(case) if trains(case, jobs) else None
+            seen, back = look(client, directories, files_of(case), nonce, gpus=wants_gpu(case, jobs), weights=weights)
     except GeochipError as error:
         return [why_no_worker(case, what, error)]
     return [
@@ -163,7 +165,15 @@ def remove_directory(directory: Path) -> None:
         time.sleep(0.1)
 
 
-def look(client: Any, directories: list[str], files: list[str], nonce: str, *, gpus: bool) -> tuple[Seen, list[str]]:
+def look(
+    client: Any,
+    directories: list[str],
+    files: list[str],
+    nonce: str,
+    *,
+    gpus: bool,
+    weights: tuple[str, str] | None,
+) -> tuple[Seen, list[str]]:
     """What a worker sees, and the directories in which its marks do not appear here."""
     one = next(iter(client.scheduler_info(n_workers=-1)["workers"].items()))
     address, scratch = one[0], one[1]["local_directory"]
@@ -185,7 +195,7 @@ def look(client: Any, directories: list[str], files: list[str], nonce: str, *, g
     # A worker that cannot import a task's function dies of reading the task, and only its log says why. This one comes
     # with Python.
     call(eval, "__import__('geochip.doctor.probe') and None")
-    seen: Seen = call(look_from_worker, directories, files, nonce, scratch, gpus, SEEN_AFTER)
+    seen: Seen = call(look_from_worker, directories, files, nonce, scratch, gpus, weights, SEEN_AFTER)
     back = without_mark([one for one in directories if one not in seen.unwritable], nonce, "worker", SEEN_AFTER)
     if back:
         # On a disk of the worker's own, where only it can remove them.
@@ -240,6 +250,7 @@ def judge_worker(case: Case, jobs: Jobs, seen: Seen) -> list[Finding]:
     facts, where = seen.facts, f" on {seen.facts.host}"
     found = machine.same_versions(case.facts.versions, facts.versions, where)
     found.append(machine.scratch(facts, where))
+    found += pretrained_weights_of_worker(case, seen.no_weights, where)
     if case.config.cluster.kind == "local":
         return found
     if facts.gpus is not None:
