@@ -17,7 +17,7 @@ from distributed import LocalCluster
 from geochip import chipping, doctor
 from geochip.cluster import StillWaitingError, export_lines
 from geochip.config import RunConfig
-from geochip.doctor import batch, facts, machine, workers
+from geochip.doctor import batch, disks, facts, machine, quota, workers
 from geochip.doctor.collective import try_collective
 from geochip.doctor.data import pretrained_weights_of_worker, wanted_weights
 from geochip.doctor.disks import Needed, judge_room
@@ -25,6 +25,7 @@ from geochip.doctor.examination import examine as examine_case
 from geochip.doctor.facts import Facts, Gpus, disk_type, gather
 from geochip.doctor.findings import Case, closing, existing, not_made, ok, warn
 from geochip.doctor.probe import Seen
+from geochip.doctor.quota import parse_project, parse_quota
 from geochip.errors import InputError, WorkError
 from geochip.run_file import parse_command
 from geochip.slurm import Partition
@@ -429,6 +430,183 @@ def test_a_small_real_disk_and_one_with_few_files(examine, scenes, tmp_path):
     with small_disk(tmp_path / "few", "size=64m,nr_inodes=40") as disk:
         text = examine(f"--run_dir={disk / 'run'}", "--no_probe").about("space", "FAIL")
         assert re.search(r"room for \d+ files; .* too few files are left", text)
+
+
+# What `lfs quota -q` prints, of Lustre 2.12 to 2.15: KiB used, soft and hard limit, grace; the same of files.
+PLAIN_QUOTA = "        /lustre 1048576       0 3145728       -   57062       0  100000       -\n"
+LONG_NAME = """/lustre/project/trees/me
+                4120048  5242880 10485760       -   46321  200000  250000       -
+"""
+OVER = "        /lustre 5247000* 5242880 10485760 6d23h59m54s  200001* 200000  250000    none\n"
+FULL = "        /lustre 10485760*      0 10485760       -       5       0       0       -\n"
+NO_LIMIT = """        /lustre       4       0       0       -       1       0       0       -
+uid 12345 is using default block quota setting
+uid 12345 is using default file quota setting
+"""
+INEXACT = """        /lustre [10200224]*      0 10000000       - [17724]       0   20000       -
+Some errors happened when getting quota info. Some devices may be not working or deactivated. The data in "[]" is inaccurate.
+"""
+WITH_TITLE = f"""Disk quotas for usr me (uid 12345):
+     Filesystem  kbytes   quota   limit   grace   files   quota   limit   grace
+{PLAIN_QUOTA}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_", "files", "left", "for_good"),
+    [
+        (PLAIN_QUOTA, (2**30, 0, 3 * 2**30), (57062, 0, 100_000), (2**31, 42938), (2**31, 42938)),
+        (WITH_TITLE, (2**30, 0, 3 * 2**30), (57062, 0, 100_000), (2**31, 42938), (2**31, 42938)),
+        (
+            LONG_NAME,
+            (4120048 * 1024, 5 * 2**30, 10 * 2**30),
+            (46321, 200_000, 250_000),
+            (10 * 2**30 - 4120048 * 1024, 203_679),
+            (5 * 2**30 - 4120048 * 1024, 153_679),
+        ),
+        # Bytes are over for some days, files for too long.
+        (OVER, (5247000 * 1024, 5 * 2**30, 10 * 2**30), (200_001, 200_000, 250_000), (5238760 * 1024, 0), (0, 0)),
+        (FULL, (10 * 2**30, 0, 10 * 2**30), (5, 0, 0), (0, None), (0, None)),
+        (NO_LIMIT, (4096, 0, 0), (1, 0, 0), (None, None), (None, None)),
+        (INEXACT, (10200224 * 1024, 0, 10_000_000 * 1024), (17724, 0, 20_000), (0, 2276), (0, 2276)),
+    ],
+)
+def test_quotas_of_lustre(text, bytes_, files, left, for_good):
+    found = parse_quota(text)
+    assert [(one.used, one.soft, one.hard) for one in found] == [bytes_, files]
+    assert tuple(one.left for one in found) == left
+    assert tuple(one.left_for_good for one in found) == for_good
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "prj quotas are not enabled.\n",
+        # No server told: no limit is not the same as one that is not known.
+        "        /lustre     [0]     [0]     [0]       -     [0]     [0]     [0]       -\n",
+        "        /lustre 1048576       0\n",
+    ],
+)
+def test_what_tells_no_quota(text):
+    with pytest.raises(ValueError):
+        parse_quota(text)
+
+
+def test_projects_of_lustre():
+    assert parse_project(" 1000 P /lustre/trees\n") == 1000
+    assert parse_project("    0 - /lustre/trees\n") == 0
+    # Nothing that is made there belongs to it.
+    assert parse_project(" 1000 - /lustre/trees\n") == 0
+    assert parse_project("") == 0
+
+
+@pytest.fixture
+def lustre(tmp_path, monkeypatch):
+    """Has a directory be on Lustre, with an `lfs` that prints these answers; `asked` is what it was asked."""
+    program, log, place = tmp_path / "bin" / "lfs", tmp_path / "asked", tmp_path / "place"
+    program.parent.mkdir()
+    place.mkdir()
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(disks, "disk_type", lambda _path: "lustre")
+
+    def answer(project="    0 - x", user=NO_LIMIT, group=NO_LIMIT, of_project="", then=""):
+        log.unlink(missing_ok=True)
+        answers = {"project -d": project, "quota -q -u": user, "quota -q -g": group, "quota -q -p": of_project}
+        cases = "\n".join(f"'{words} '*) cat <<'END'\n{text}\nEND\n;;" for words, text in answers.items())
+        program.write_text(f'#!/bin/sh\necho "$*" >>{log}\ncase "$* " in\n{cases}\nesac\n{then}\n')
+        program.chmod(0o755)
+        return place
+
+    answer.asked = lambda: log.read_text().splitlines()
+    return answer
+
+
+SMALL = Needed(bytes=2**20, files=10)
+
+
+def test_the_least_of_the_quotas_on_lustre_counts(lustre):
+    place = lustre(project=" 1000 P x", group=PLAIN_QUOTA, of_project=LONG_NAME.replace("250000", "46330"))
+    place.chmod(0o2755)
+    found = judge_room(place, Needed(bytes=2**20, files=5))
+    assert found.level == "ok"
+    assert (
+        f"{place} has 2.0 GiB free by the quota of group {place.stat().st_gid}, and room for 9 files by the quota of project 1000; a run"
+        in found.text
+    )
+    assert found.text.endswith(
+        f"; see `lfs quota -h -g {place.stat().st_gid} {place}` and `lfs quota -h -p 1000 {place}`"
+    )
+    assert lustre.asked() == [
+        f"project -d {place}", f"quota -q -u {os.geteuid()} {place}", f"quota -q -g {place.stat().st_gid} {place}",
+        f"quota -q -p 1000 {place}",
+    ]  # fmt: skip
+    found = judge_room(place, SMALL)
+    assert found.level == "FAIL"
+    assert (
+        "room for 9 files by the quota of project 1000; a run takes at most 1.0 MiB in 10 files: too few files"
+        in found.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "level", "text"),
+    [
+        (2**30, "ok", "free by the quota of user"),
+        (5 * 2**29, "warn", "enough only when imagery shrinks"),
+        (2**32, "FAIL", "too little even when"),
+    ],
+)
+def test_quotas_are_judged_as_free_space_is(lustre, size, level, text):
+    found = judge_room(lustre(user=PLAIN_QUOTA), Needed(bytes=size, files=1))
+    assert found.level == level
+    assert text in found.text
+
+
+def test_a_soft_quota_is_no_end_but_for_good(lustre):
+    soft = "  /lustre 2048 3072 0 - 5 10 0 -"
+    assert judge_room(lustre(user=soft), Needed(bytes=2**20, files=5)).level == "ok"
+    for needed, left in ((Needed(bytes=2**20 + 1, files=1), "1.0 MiB"), (Needed(bytes=1, files=6), "5 files")):
+        found = judge_room(lustre(user=soft), needed)
+        assert found.level == "warn"
+        assert (
+            f"that passes the soft quota of user {os.geteuid()}, which leaves {left} and may be passed for some days only; free some"
+            in found.text
+        )
+    found = judge_room(lustre(user=soft.replace("2048 3072 0 -", "4096* 3072 0 none")), Needed(bytes=1, files=1))
+    assert found.level == "FAIL"
+
+
+def test_no_quota_leaves_less_than_the_disk(lustre):
+    place = lustre()
+    assert judge_room(place, SMALL).text.endswith("; no quota leaves less")
+    # It belongs to no project, and new files to my own group.
+    assert lustre.asked()[1:] == [f"quota -q -u {os.geteuid()} {place}", f"quota -q -g {os.getegid()} {place}"]
+
+
+def test_quotas_that_lustre_does_not_tell(lustre, monkeypatch, tmp_path):
+    hint = "a quota of yours is not known here: look with `lfs quota -hu $USER "
+    found = judge_room(lustre(user="", group=""), SMALL)
+    assert found.level == "ok"
+    assert hint in found.text
+    # What is known counts all the same.
+    found = judge_room(lustre(user=FULL, group="Permission denied."), SMALL)
+    assert found.level == "FAIL"
+    assert hint in found.text
+    assert f"by the quota of user {os.geteuid()}" in found.text
+    # One server is down.
+    assert judge_room(lustre(user=INEXACT, then="exit 5"), SMALL).level == "FAIL"
+    monkeypatch.setattr(quota, "_SECONDS", 0.2)
+    assert hint in judge_room(lustre(user=FULL, then="exec sleep 30"), SMALL).text
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert hint in judge_room(tmp_path, SMALL).text
+
+
+def test_lfs_is_not_asked_of_other_disks(lustre, monkeypatch):
+    place = lustre(user=FULL)
+    monkeypatch.setattr(disks, "disk_type", lambda _path: "ext4")
+    found = judge_room(place, SMALL)
+    assert found.level == "ok"
+    assert "quota" not in found.text
 
 
 # --- this machine -----------------------------------------------------------------------------------------------------
