@@ -5,9 +5,11 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from distributed import LocalCluster
@@ -15,11 +17,15 @@ from distributed import LocalCluster
 from geochip import chipping, doctor
 from geochip.cluster import StillWaitingError, export_lines
 from geochip.config import RunConfig
-from geochip.doctor import batch, machine, workers
+from geochip.doctor import batch, disks, facts, machine, quota, workers
+from geochip.doctor.collective import try_collective
+from geochip.doctor.data import pretrained_weights_of_worker, wanted_weights
 from geochip.doctor.disks import Needed, judge_room
 from geochip.doctor.examination import examine as examine_case
 from geochip.doctor.facts import Facts, Gpus, disk_type, gather
-from geochip.doctor.findings import Case, existing
+from geochip.doctor.findings import Case, closing, existing, not_made, ok, warn
+from geochip.doctor.probe import Seen
+from geochip.doctor.quota import parse_project, parse_quota
 from geochip.errors import InputError, WorkError
 from geochip.run_file import parse_command
 from geochip.slurm import Partition
@@ -46,7 +52,8 @@ def examine(tmp_path, dask_address, capsys):
         captured = capsys.readouterr()
         lines = captured.out.splitlines()
         assert captured.err == ""
-        assert all(re.match(r"ok   |warn |FAIL |nothing was found", line) for line in lines)
+        assert all(re.match(r"ok   |warn |FAIL ", line) for line in lines[: None if failed else -1])
+        assert failed or re.match(r"nothing was found that|\d+ checks? w(as|ere) not made", lines[-1])
         assert failed == any(line.startswith("FAIL") for line in lines)
         return Told(lines, failed)
 
@@ -83,7 +90,7 @@ def test_a_run_that_would_work_is_told_so_and_nothing_is_written(examine, scenes
     told = examine()
     assert not told.failed
     assert told.levels() <= {"ok", "warn"}
-    assert "nothing was found that would make a run fail" in told.lines[-1]
+    assert told.lines[-1].startswith("nothing was found that would make a run fail")
     assert re.search(
         r"python 3\.\d+\.\d+, geochip .*dask .*zarr .*tensorstore .*torch .*gdal \d", told.about("versions", "ok")
     )
@@ -125,6 +132,27 @@ def test_a_run_that_would_fail(scenes, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "FAIL scenes: data.root: '/nowhere' is no directory; set it to the one" in told
     assert "warn worker: none was started (--no_probe)" in told
+
+
+def test_checks_that_were_not_made_are_no_good_news(examine, scenes):
+    told = examine("--no_probe")
+    assert not told.failed
+    assert told.lines[-1].startswith(
+        "1 check was not made (worker), so a run may still fail: run this command again without --no_probe; the other "
+        "checks found nothing that would make a run fail"
+    )
+
+
+def test_the_last_line():
+    good, warned = ok("cpus", "2"), warn("umask", "000 is bad")
+    assert closing([good]) == "nothing was found that would make a run fail"
+    assert closing([good, warned]) == "nothing was found that would make a run fail; see what begins with warn"
+    waiting = [not_made(f"{jobs} worker", "none within a minute", "use --wait") for jobs in ("cpu", "gpu")]
+    assert all(str(one).startswith("warn ") for one in waiting)
+    assert closing([good, *waiting]) == (
+        "2 checks were not made (cpu worker, gpu worker), so a run may still fail: use --wait; the other checks found "
+        "nothing that would make a run fail; see what begins with warn"
+    )
 
 
 def test_what_the_command_takes(capsys):
@@ -235,6 +263,47 @@ def test_pretrained_weights_are_looked_for_and_never_fetched(examine, scenes, tm
     )
     put_into_cache(tmp_path / "cache")
     assert "imagenet of resnet18 are in this machine's cache" in examine(*flags).about("pretrained weights", "ok")
+
+
+def test_pretrained_weights_are_looked_for_where_training_runs(examine, scenes, tmp_path, monkeypatch):
+    """This machine has them, a worker whose HF_HOME is another one has not."""
+    from huggingface_hub import constants
+
+    put_into_cache(tmp_path / "here" / "hub")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "here" / "hub"))
+    flags = ["--model.architecture=unet", "--model.encoder=resnet18"]
+    for home in ("there", "here"):
+        with strange_worker(
+            tmp_path, "env", f"HF_HOME={tmp_path / home}", sys.executable, "-m", "distributed.cli.dask_worker"
+        ) as address:
+            told = examine(*flags, address)
+            assert "imagenet of resnet18 are in this machine's cache" in told.about("pretrained weights", "ok")
+            if home == "here":
+                assert re.search(
+                    r"imagenet of resnet18 are in the cache on \S+, which trains",
+                    told.about("pretrained weights", "ok"),
+                )
+                assert not told.failed
+            else:
+                assert re.search(
+                    r"on \S+, which trains: model.encoder_weights: the imagenet weights of resnet18 are not in this "
+                    rf"machine's cache .*fetch_encoder_weights\('resnet18', 'imagenet'\).* \(looked for in {tmp_path}/there"
+                    r"/hub\); set HF_HOME to a directory on a disk that all nodes see, .*, and bind it into the image",
+                    told.about("pretrained weights", "FAIL"),
+                )
+
+
+def test_which_worker_is_asked_for_pretrained_weights():
+    """Random weights, linear networks and workers that only chip need none."""
+    deeplab = case_on(kind="slurm")
+    assert wanted_weights(deeplab) == ("resnet50", "imagenet")
+    for model in ({"encoder_weights": None}, {"architecture": "linear"}, {"encoder": "resnet19"}):
+        config = deeplab.config
+        assert wanted_weights(Case(config=replace(config, model=replace(config.model, **model)))) is None
+    assert [workers.trains(deeplab, jobs) for jobs in ("cpu", "gpu")] == [False, True]
+    assert workers.trains(case_on(kind="srun"), "cpu")
+    assert not workers.trains(case_on(kind="local"), "cpu")
+    assert pretrained_weights_of_worker(deeplab, None, " on n1") == []
 
 
 def test_a_model_that_is_there_needs_no_weights_and_must_fit_the_scenes(examine, scenes, tmp_path, monkeypatch):
@@ -363,6 +432,186 @@ def test_a_small_real_disk_and_one_with_few_files(examine, scenes, tmp_path):
         assert re.search(r"room for \d+ files; .* too few files are left", text)
 
 
+# What `lfs quota -q` prints, of Lustre 2.12 to 2.15: KiB used, soft and hard limit, grace; the same of files.
+PLAIN_QUOTA = "        /lustre 1048576       0 3145728       -   57062       0  100000       -\n"
+LONG_NAME = """/lustre/project/trees/me
+                4120048  5242880 10485760       -   46321  200000  250000       -
+"""
+OVER = "        /lustre 5247000* 5242880 10485760 6d23h59m54s  200001* 200000  250000    none\n"
+FULL = "        /lustre 10485760*      0 10485760       -       5       0       0       -\n"
+NO_LIMIT = """        /lustre       4       0       0       -       1       0       0       -
+uid 12345 is using default block quota setting
+uid 12345 is using default file quota setting
+"""
+INEXACT = """        /lustre [10200224]*      0 10000000       - [17724]       0   20000       -
+Some errors happened when getting quota info. Some devices may be not working or deactivated. The data in "[]" is inaccurate.
+"""
+WITH_TITLE = f"""Disk quotas for usr me (uid 12345):
+     Filesystem  kbytes   quota   limit   grace   files   quota   limit   grace
+{PLAIN_QUOTA}"""
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_", "files", "left", "for_good"),
+    [
+        (PLAIN_QUOTA, (2**30, 0, 3 * 2**30), (57062, 0, 100_000), (2**31, 42938), (2**31, 42938)),
+        (WITH_TITLE, (2**30, 0, 3 * 2**30), (57062, 0, 100_000), (2**31, 42938), (2**31, 42938)),
+        (
+            LONG_NAME,
+            (4120048 * 1024, 5 * 2**30, 10 * 2**30),
+            (46321, 200_000, 250_000),
+            (10 * 2**30 - 4120048 * 1024, 203_679),
+            (5 * 2**30 - 4120048 * 1024, 153_679),
+        ),
+        # Bytes are over for some days, files for too long.
+        (OVER, (5247000 * 1024, 5 * 2**30, 10 * 2**30), (200_001, 200_000, 250_000), (5238760 * 1024, 0), (0, 0)),
+        (FULL, (10 * 2**30, 0, 10 * 2**30), (5, 0, 0), (0, None), (0, None)),
+        (NO_LIMIT, (4096, 0, 0), (1, 0, 0), (None, None), (None, None)),
+        (INEXACT, (10200224 * 1024, 0, 10_000_000 * 1024), (17724, 0, 20_000), (0, 2276), (0, 2276)),
+    ],
+)
+def test_quotas_of_lustre(text, bytes_, files, left, for_good):
+    found = parse_quota(text)
+    assert [(one.used, one.soft, one.hard) for one in found] == [bytes_, files]
+    assert tuple(one.left for one in found) == left
+    assert tuple(one.left_for_good for one in found) == for_good
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "prj quotas are not enabled.\n",
+        # No server told: no limit is not the same as one that is not known.
+        "        /lustre     [0]     [0]     [0]       -     [0]     [0]     [0]       -\n",
+        "        /lustre 1048576       0\n",
+    ],
+)
+def test_what_tells_no_quota(text):
+    with pytest.raises(ValueError):
+        parse_quota(text)
+
+
+def test_projects_of_lustre():
+    assert parse_project(" 1000 P /lustre/trees\n") == 1000
+    assert parse_project("    0 - /lustre/trees\n") == 0
+    # Nothing that is made there belongs to it.
+    assert parse_project(" 1000 - /lustre/trees\n") == 0
+    assert parse_project("") == 0
+
+
+@pytest.fixture
+def lustre(tmp_path, monkeypatch):
+    """Has a directory be on Lustre, with an `lfs` that prints these answers; `asked` is what it was asked."""
+    program, log, place = tmp_path / "bin" / "lfs", tmp_path / "asked", tmp_path / "place"
+    program.parent.mkdir()
+    place.mkdir()
+    if os.geteuid() == 0:
+        # Only root can give it to a group that is not mine.
+        os.chown(place, -1, 12345)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(disks, "disk_type", lambda _path: "lustre")
+
+    def answer(project="    0 - x", user=NO_LIMIT, group=NO_LIMIT, of_project="", then=""):
+        log.unlink(missing_ok=True)
+        answers = {"project -d": project, "quota -q -u": user, "quota -q -g": group, "quota -q -p": of_project}
+        cases = "\n".join(f"'{words} '*) cat <<'END'\n{text}\nEND\n;;" for words, text in answers.items())
+        program.write_text(f'#!/bin/sh\necho "$*" >>{log}\ncase "$* " in\n{cases}\nesac\n{then}\n')
+        program.chmod(0o755)
+        return place
+
+    answer.asked = lambda: log.read_text().splitlines()
+    return answer
+
+
+SMALL = Needed(bytes=2**20, files=10)
+
+
+def test_the_least_of_the_quotas_on_lustre_counts(lustre):
+    place = lustre(project=" 1000 P x", group=PLAIN_QUOTA, of_project=LONG_NAME.replace("250000", "46330"))
+    place.chmod(0o2755)
+    found = judge_room(place, Needed(bytes=2**20, files=5))
+    assert found.level == "ok"
+    assert (
+        f"{place} has 2.0 GiB free by the quota of group {place.stat().st_gid}, and room for 9 files by the quota of project 1000; a run"
+        in found.text
+    )
+    assert found.text.endswith(
+        f"; see `lfs quota -h -g {place.stat().st_gid} {place}` and `lfs quota -h -p 1000 {place}`"
+    )
+    assert lustre.asked() == [
+        f"project -d {place}", f"quota -q -u {os.geteuid()} {place}", f"quota -q -g {place.stat().st_gid} {place}",
+        f"quota -q -p 1000 {place}",
+    ]  # fmt: skip
+    found = judge_room(place, SMALL)
+    assert found.level == "FAIL"
+    assert (
+        "room for 9 files by the quota of project 1000; a run takes at most 1.0 MiB in 10 files: too few files"
+        in found.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "level", "text"),
+    [
+        (2**30, "ok", "free by the quota of user"),
+        (5 * 2**29, "warn", "enough only when imagery shrinks"),
+        (2**32, "FAIL", "too little even when"),
+    ],
+)
+def test_quotas_are_judged_as_free_space_is(lustre, size, level, text):
+    found = judge_room(lustre(user=PLAIN_QUOTA), Needed(bytes=size, files=1))
+    assert found.level == level
+    assert text in found.text
+
+
+def test_a_soft_quota_is_no_end_but_for_good(lustre):
+    soft = "  /lustre 2048 3072 0 - 5 10 0 -"
+    assert judge_room(lustre(user=soft), Needed(bytes=2**20, files=5)).level == "ok"
+    for needed, left in ((Needed(bytes=2**20 + 1, files=1), "1.0 MiB"), (Needed(bytes=1, files=6), "5 files")):
+        found = judge_room(lustre(user=soft), needed)
+        assert found.level == "warn"
+        assert (
+            f"that passes the soft quota of user {os.geteuid()}, which leaves {left} and may be passed for some days only; free some"
+            in found.text
+        )
+    found = judge_room(lustre(user=soft.replace("2048 3072 0 -", "4096* 3072 0 none")), Needed(bytes=1, files=1))
+    assert found.level == "FAIL"
+
+
+def test_no_quota_leaves_less_than_the_disk(lustre):
+    place = lustre()
+    assert judge_room(place, SMALL).text.endswith("; no quota leaves less")
+    # It belongs to no project, and new files to my own group.
+    assert lustre.asked()[1:] == [f"quota -q -u {os.geteuid()} {place}", f"quota -q -g {os.getegid()} {place}"]
+
+
+def test_quotas_that_lustre_does_not_tell(lustre, monkeypatch, tmp_path):
+    hint = "a quota of yours is not known here: look with `lfs quota -hu $USER "
+    found = judge_room(lustre(user="", group=""), SMALL)
+    assert found.level == "ok"
+    assert hint in found.text
+    # What is known counts all the same.
+    found = judge_room(lustre(user=FULL, group="Permission denied."), SMALL)
+    assert found.level == "FAIL"
+    assert hint in found.text
+    assert f"by the quota of user {os.geteuid()}" in found.text
+    # One server is down.
+    assert judge_room(lustre(user=INEXACT, then="exit 5"), SMALL).level == "FAIL"
+    monkeypatch.setattr(quota, "_SECONDS", 0.2)
+    assert hint in judge_room(lustre(user=FULL, then="exec sleep 30"), SMALL).text
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert hint in judge_room(tmp_path, SMALL).text
+
+
+def test_lfs_is_not_asked_of_other_disks(lustre, monkeypatch):
+    place = lustre(user=FULL)
+    monkeypatch.setattr(disks, "disk_type", lambda _path: "ext4")
+    found = judge_room(place, SMALL)
+    assert found.level == "ok"
+    assert "quota" not in found.text
+
+
 # --- this machine -----------------------------------------------------------------------------------------------------
 
 PLAIN = Facts(
@@ -457,40 +706,289 @@ def test_other_versions_on_a_worker(name, version, level):
 
 A100 = Gpus(cuda="12.8", devices=(("NVIDIA A100", 80 * 2**30),), nccl="2.26", driver=True)
 NONE = Gpus(cuda="12.8")
+DRIVER = replace(NONE, driver=True, driver_version="535.104.05")
+TOO_OLD = replace(
+    DRIVER, cuda="13.2",
+    trouble="The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver",
+)  # fmt: skip
+
+
+def case_on(train="auto", infer="auto", **cluster):
+    """A case that computes on these devices."""
+    config = RunConfig(cluster=replace(RunConfig().cluster, **cluster))
+    return Case(
+        config=replace(
+            config, train=replace(config.train, device=train), infer=replace(config.infer, device=infer)
+        )
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("gpus", "asked", "level", "text"),
+    ("gpus", "devices", "asked", "level", "text"),
     [
-        (A100, {}, "ok", r"NVIDIA A100 with 80.0 GiB on n1; CUDA 12.8, NCCL 2.26; up to 1 ranks"),
+        (A100, {}, "", "ok", r"NVIDIA A100 with 80.0 GiB on n1; CUDA 12.8, NCCL 2.26; up to 1 ranks"),
         (
             replace(A100, visible="MIG-6a-1"),
             {},
+            "gres gpu:1",
             "ok",
             r"a MIG slice: train one rank on it \(--nproc-per-node=1\), NCCL refuses more",
         ),
-        (NONE, {}, "ok", "none on n1: computes on the CPU"),
+        (NONE, {}, "", "ok", "none on n1: computes on the CPU"),
         (
             NONE,
-            {"demanded": "train.device: cuda"},
+            {"train": "cuda"},
+            "",
             "FAIL",
-            r"none on n1, but train.device: cuda needs one; there is no driver",
+            r"none on n1, but train.device: cuda needs one; there is no driver: ask for a GPU \(gres\), and start.*; or use auto or cpu",
         ),
         (
             NONE,
-            {"expected": "gres gpu:1"},
-            "warn",
-            r"in spite of gres gpu:1; there is no driver: start containers with --nv, else ask the site's staff",
+            {"train": "cuda", "infer": "cuda"},
+            "",
+            "FAIL",
+            r"but train.device: cuda and infer.device: cuda needs one",
         ),
-        (replace(NONE, cuda=None, driver=True), {}, "warn", "this PyTorch is built without CUDA"),
-        (replace(NONE, driver=True, trouble="driver too old"), {}, "warn", "PyTorch says: driver too old"),
-        (replace(NONE, driver=True, visible="MIG-7"), {}, "warn", "CUDA_VISIBLE_DEVICES is MIG-7; see `nvidia-smi -L`"),
+        (
+            NONE,
+            {"train": "cpu", "infer": "cuda"},
+            "gres gpu:1",
+            "FAIL",
+            r"but infer.device: cuda .*; or use cpu, and ask for no GPU$",
+        ),
+        (
+            NONE,
+            {},
+            "gres gpu:1",
+            "FAIL",
+            r"none that PyTorch can use on n1, in spite of gres gpu:1: with train.device: auto and infer.device: auto a run ends there; "
+            r"there is no driver: start containers with --nv, else ask the site's staff; or use cpu, and ask for no GPU$",
+        ),
+        (NONE, {"infer": "cpu"}, "gpus 2", "FAIL", r"in spite of gpus 2: with train.device: auto a run ends there"),
+        (replace(NONE, given=True), {}, "", "FAIL", "in spite of what Slurm says, SLURM_GPUS_ON_NODE: with"),
+        (
+            replace(NONE, cuda=None),
+            {},
+            "gres gpu:1",
+            "FAIL",
+            "this PyTorch is built for the CPU only: install one that is built with CUDA",
+        ),
+        (replace(NONE, cuda=None, driver=True), {}, "", "warn", "this PyTorch is built for the CPU only"),
+        (replace(NONE, cuda=None), {}, "", "ok", "none on n1: computes on the CPU"),
+        (
+            TOO_OLD,
+            {},
+            "gres gpu:1",
+            "FAIL",
+            r"the driver 535.104.05, which is for CUDA 12.2, is too old for this PyTorch, which is built for CUDA 13.2: "
+            r"install one that is built for CUDA 12 \(pytorch.org tells the command\), or ask the site's staff for a newer driver",
+        ),
+        (TOO_OLD, {}, "", "warn", "the driver 535.104.05, which is for CUDA 12.2, is too old for this PyTorch"),
+        (
+            replace(DRIVER, trouble="Found no NVIDIA driver on your system. Please check"),
+            {},
+            "gres gpu:1",
+            "FAIL",
+            "the machine has driver 535.104.05, but not where PyTorch runs: start containers with --nv",
+        ),
+        (
+            replace(DRIVER, visible="MIG-7", trouble="No CUDA GPUs are available"),
+            {},
+            "",
+            "warn",
+            "PyTorch says: No CUDA GPUs are available; there is a driver 535.104.05: see `nvidia-smi -L`; CUDA_VISIBLE_DEVICES is MIG-7",
+        ),
+        (DRIVER, {}, "", "warn", "none is visible; there is a driver 535.104.05: .*; CUDA_VISIBLE_DEVICES is not set"),
     ],
 )
-def test_gpus_and_what_they_mean(gpus, asked, level, text):
-    (found,) = machine.judge_gpus(gpus, " on n1", **asked)
+def test_gpus_and_what_they_mean(gpus, devices, asked, level, text):
+    (found,) = machine.judge_gpus(case_on(**devices), gpus, " on n1", asked)
     assert found.level == level
     assert re.search(text, found.text)
+
+
+def test_workers_are_looked_at_for_gpus_unless_all_is_computed_on_cpus():
+    wants = workers.wants_gpu
+    for train, infer in (("cuda", "cpu"), ("auto", "cpu"), ("cpu", "auto"), ("cpu", "cuda")):
+        assert wants(case_on(train, infer, kind="slurm"), "gpu")
+        assert not wants(case_on(train, infer, kind="slurm"), "cpu")
+        assert wants(case_on(train, infer, kind="srun"), "cpu")
+        assert not wants(case_on(train, infer, kind="local"), "cpu")
+    assert not wants(case_on("cpu", "cpu", kind="slurm"), "gpu")
+    (found,) = machine.gpus_here(case_on("cpu", "cpu"))
+    assert str(found) == "ok   gpu: train.device and infer.device are cpu"
+
+
+def test_what_pytorch_and_slurm_say_of_gpus(monkeypatch, tmp_path):
+    import torch
+
+    def say_why():
+        raise RuntimeError("The driver is broken\nC++ CapturedTraceback: ...")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", say_why)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC version: 12\n"
+    )
+    monkeypatch.setattr(facts, "_DRIVER", tmp_path / "version")
+    found = facts.look_for_gpus()
+    assert found.trouble == "The driver is broken"
+    assert (found.given, found.driver, found.driver_version) == (True, True, "535.104.05")
+    for nothing in ("0", ""):
+        monkeypatch.setenv("SLURM_GPUS_ON_NODE", nothing)
+        assert not facts.look_for_gpus().given
+
+
+def test_one_rank_adds_up_a_tensor_and_leaves_nothing_behind():
+    import torch.distributed as dist
+
+    for _ in range(2):
+        assert try_collective("gloo", "cpu") == ""
+        assert not dist.is_initialized()
+
+
+def test_why_a_rank_cannot_add_up_a_tensor(monkeypatch):
+    import torch
+    import torch.distributed as dist
+
+    def fail_as_nccl_does(_tensor):
+        raise dist.DistBackendError(
+            "NCCL error in: NCCLUtils.cpp:77, unhandled\nLast error:\nno socket interface found"
+        )
+
+    assert "nothing" in try_collective("nothing", "cpu")
+    if not torch.cuda.is_available():
+        assert try_collective("gloo", "cuda:0") != ""
+        assert try_collective("nccl", "cuda:0") != ""
+    assert not dist.is_initialized(), "a group that failed is gone as well"
+    with monkeypatch.context() as patch:
+        patch.setattr(dist, "all_reduce", fail_as_nccl_does)
+        assert try_collective("gloo", "cpu") == (
+            "NCCL error in: NCCLUtils.cpp:77, unhandled Last error: no socket interface found"
+        )
+        patch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(1))
+        assert try_collective("gloo", "cpu") == "the sum is 10.0, and should be 6"
+        assert not dist.is_initialized()
+    assert try_collective("gloo", "cpu") == ""
+
+
+def test_a_trial_that_hangs_is_not_waited_for(monkeypatch):
+    import torch.distributed as dist
+
+    end, ended = threading.Event(), threading.Event()
+
+    def hang(_tensor):
+        end.wait(60)
+
+    destroy = dist.destroy_process_group
+
+    def destroy_and_tell():
+        destroy()
+        ended.set()
+
+    monkeypatch.setattr(dist, "all_reduce", hang)
+    monkeypatch.setattr(dist, "destroy_process_group", destroy_and_tell)
+    assert try_collective("gloo", "cpu", seconds=0.5) == "it has not ended after 0 s"
+    assert try_collective("gloo", "cpu") == "this process is in another process group"
+    end.set()
+    assert ended.wait(60)
+
+
+def test_nccl_is_tried_on_the_first_gpu_that_works(monkeypatch):
+    import torch
+
+    ones, tried = torch.ones, []
+
+    def second_works(size, device):
+        if device == "cuda:0":
+            raise RuntimeError("no kernel image is available\nmore")
+        return ones(size)
+
+    def tell(*of):
+        tried.append(of)
+        return "no socket interface found"
+
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda number: SimpleNamespace(name=f"GPU {number}", total_memory=2**30)
+    )
+    monkeypatch.setattr(torch, "ones", second_works)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 5))
+    monkeypatch.setattr(facts, "try_collective", tell)
+    found = facts.look_for_gpus()
+    assert found.devices == (("GPU 1", 2**30),)
+    assert (found.trouble, found.nccl) == ("GPU 0: no kernel image is available", "2.27.5")
+    assert (tried, found.nccl_trouble) == ([("nccl", "cuda:1")], "no socket interface found")
+
+
+def test_what_the_trial_of_nccl_means():
+    def levels(case, gpus):
+        return [one.level for one in machine.judge_nccl(case, gpus, " on n1")]
+
+    broken = replace(A100, nccl_trouble="no socket interface found")
+    (found,) = machine.judge_nccl(case_on(), broken, " on n1")
+    assert str(found).startswith(
+        "FAIL nccl: one rank cannot add up a tensor on n1, as several do at each step of training: no socket interface "
+        "found; NCCL_DEBUG=INFO has NCCL say more, and NCCL_SOCKET_IFNAME"
+    )
+    assert levels(case_on(), A100) == ["ok"]
+    assert levels(case_on(), replace(broken, visible="MIG-6a-1")) == ["warn"]
+    assert levels(case_on("cpu"), broken) == []
+    assert levels(case_on(), NONE) == levels(case_on(), replace(A100, nccl=None)) == []
+    seen = Seen(facts=replace(PLAIN, gpus=broken), unseen=(), unwritable={}, unreadable={})
+    case = case_on(kind="address", address="tcp://10.0.0.1:8786")
+    case.__dict__["facts"] = PLAIN
+    assert [one.what for one in workers.judge_worker(case, "cpu", seen) if one.level == "FAIL"] == ["nccl"]
+
+
+def test_nccl_of_this_machine_is_judged_where_it_trains(monkeypatch):
+    broken = replace(PLAIN, gpus=replace(A100, nccl_trouble="no socket interface found"))
+    monkeypatch.setattr(machine, "gather", lambda *, gpus: broken)
+    assert [one.level for one in machine.gpus_here(case_on(kind="local"))] == ["ok", "FAIL"]
+    assert [one.level for one in machine.gpus_here(case_on(kind="slurm"))] == ["ok"]
+
+
+@pytest.mark.gpu
+def test_nccl_on_a_real_gpu():
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("this machine has no GPU")
+    assert try_collective("nccl", "cuda:0") == ""
+
+
+def test_versions_of_drivers():
+    open_one = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.14  Release Build  (dvs-builder@U16)\n"
+    assert facts.driver_version(open_one) == "550.54.14"
+    assert facts.driver_version("NVRM version: something else") == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        ("--gres=gpu:a100:1", "gres gpu:a100:1"),
+        ("--gres=localtmp:50G,gpu", "gres localtmp:50G,gpu"),
+        ("--gres=gres/gpu:2", "gres gres/gpu:2"),
+        ("--gpus=2", "gpus 2"),
+        ("-G 2", "gpus 2"),
+        ("--gpus-per-node=a100:2", "gpus-per-node a100:2"),
+        ("--gres=localtmp:50G", ""),
+        ("--gres=gpu:0", ""),
+        ("--gpus-per-task 0", ""),
+        ("--partition=gpu", ""),
+        ("--gpus-freq=high", ""),
+    ],
+)
+def test_whether_a_job_asks_for_gpus(line, asked):
+    assert (
+        batch.asked_gpus(batch.read_script(f"#!/bin/sh\n#SBATCH {line}\npython -m distributed.cli.dask_worker x\n"))
+        == asked
+    )
 
 
 def test_a_gpu_that_is_asked_for_on_a_machine_without(examine, scenes):
@@ -503,6 +1001,10 @@ def test_a_gpu_that_is_asked_for_on_a_machine_without(examine, scenes):
     )
     assert re.search(r"none on \S+, but train.device: cuda and infer.device: cuda needs one", text)
     assert "need not have one" in examine("--no_probe").about("gpu", "ok")
+    # A worker stands for training as well.
+    text = examine("--train.device=cuda", "--infer.device=cpu").about("gpu", "FAIL")
+    assert re.search(r"none on \S+, but train.device: cuda needs one", text)
+    assert not examine("--train.device=cpu", "--infer.device=cpu").about("gpu", "FAIL")
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------
@@ -571,6 +1073,9 @@ def test_why_a_worker_did_not_come(tmp_path):
     assert str(workers.why_no_worker(case, "worker", waits)) == (
         "warn worker: none within a minute: job 7 starts; --wait waits as long as a run would"
     )
+    assert "so a run may still fail: run this command again with --wait" in closing(
+        [workers.why_no_worker(case, "worker", waits)]
+    )
     case.patient = True
     assert str(workers.why_no_worker(case, "worker", waits)) == (
         "FAIL worker: no worker for 1 minutes: 0 of 1 workers are there; job 7 starts; raise it, or see the log"
@@ -607,6 +1112,9 @@ def test_srun_outside_of_a_job(examine, scenes, monkeypatch):
         told.about("slurm", "warn"),
     )
     assert "none was started: see above" in told.about("worker", "warn")
+    assert told.lines[-1].startswith(
+        "2 checks were not made (slurm, worker), so a run may still fail: run this command again in a Slurm job; "
+    )
     # All else is looked at, but for the network of a machine that the scheduler will not be on.
     for what in ("versions", "scenes", "network", "run_dir", "space"):
         assert told.about(what, "ok")

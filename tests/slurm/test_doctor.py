@@ -14,7 +14,10 @@ pytestmark = pytest.mark.usefixtures("slurm")
 
 @pytest.fixture
 def examine(tmp_path, capsys):
-    """Runs the command with kind: slurm; returns its lines of one level ("ok", "warn", "FAIL") by what they are about."""
+    """Runs the command with kind: slurm; returns its lines of one level ("ok", "warn", "FAIL") by what they are about.
+
+    And where it does not fail, its last line, as "last".
+    """
     for split, scene_id in (("train", "1"), ("val", "2"), ("test", "3")):
         write_scene(tmp_path / "data", split, scene_id)
     before = tree_hash(tmp_path)
@@ -31,7 +34,10 @@ def examine(tmp_path, capsys):
         except WorkError:
             failed = True
         found = {"ok": {}, "warn": {}, "FAIL": {}}
-        for line in capsys.readouterr().out.splitlines()[: None if failed else -1]:
+        lines = capsys.readouterr().out.splitlines()
+        if not failed:
+            found["last"] = lines.pop()
+        for line in lines:
             level, what, text = re.fullmatch(r"(ok|warn|FAIL) +([^:]+): (.*)", line).groups()
             found[level][what] = f"{found[level].get(what, '')}{text}\n"
         assert failed == bool(found["FAIL"])
@@ -44,7 +50,6 @@ def examine(tmp_path, capsys):
 
 def test_a_run_on_slurm_that_would_work(examine, tmp_path):
     found = examine(
-        "--cluster.gpu.gres=gpu:1",
         "--cluster.gpu.partition=gpu",
         "--cluster.cpu.interface=lo",
         "--cluster.gpu.interface=lo",
@@ -61,9 +66,20 @@ def test_a_run_on_slurm_that_would_work(examine, tmp_path):
         assert f"{tmp_path}: each sees the other's file" in good[worker]
     assert "as here on node" in good["versions"]
     assert re.search(r"dask-scratch-space.* on node\d", good["scratch"])
-    # The development Slurm's GPUs are names without a device behind them.
-    assert "none that PyTorch can use on node" in found["warn"]["gpu"]
-    assert "in spite of gres gpu:1" in found["warn"]["gpu"]
+    assert re.search(r"none on node\d: computes on the CPU", good["gpu"])
+    assert found["last"].startswith("nothing was found that would make a run fail")
+
+
+def test_a_job_whose_gpu_cannot_be_used(examine):
+    """The development Slurm's GPUs are names without a device behind them."""
+    asked = ["--cluster.gpu.gres=gpu:1", "--cluster.gpu.partition=gpu", "--infer.device=cpu"]
+    found = examine(*asked)
+    assert re.search(
+        r"none that PyTorch can use on node\d, in spite of gres gpu:1: with train.device: auto a run ends there; ",
+        found["FAIL"]["gpu"],
+    )
+    assert list(found["FAIL"]) == ["gpu"]
+    assert not examine(*asked, "--train.device=cpu")["FAIL"]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +163,10 @@ def test_a_job_that_waits_is_no_failure(examine, slurm, monkeypatch):
     assert not found["FAIL"]
     assert re.search(
         r"none within a minute: job \d+ waits: .*; --wait waits as long as a run would", found["warn"]["gpu worker"]
+    )
+    assert re.match(
+        r"1 check was not made \(gpu worker\), so a run may still fail: .* again with --wait;",
+        found["last"],
     )
     # With --wait a run's own patience counts, and its end is a failure.
     found = examine(*later, "--wait", "--cluster.wait_minutes=0.05")

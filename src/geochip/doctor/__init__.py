@@ -33,17 +33,17 @@ def main(argv: Sequence[str]) -> None:
     )
     # Not above: a worker that is only to look at its machine would import all of geochip, PyTorch included.
     from geochip.doctor.examination import examine
-    from geochip.doctor.findings import Case
+    from geochip.doctor.findings import Case, closing
 
     case = Case(config=called.config, probe="no_probe" not in called.switches, patient="wait" in called.switches)
-    levels = []
+    findings = []
     for finding in examine(case):
         # Each as soon as it is known: a probe may take a minute.
         print(finding, flush=True)
-        levels.append(finding.level)
-    failed, warned = levels.count("FAIL"), levels.count("warn")
+        findings.append(finding)
+    failed = sum(one.level == "FAIL" for one in findings)
     if failed:
         raise WorkError(
             f"a run would fail: see the {failed} line{'s that begin' if failed > 1 else ' that begins'} with FAIL"
         )
-    print(f"nothing was found that would make a run fail{'; see what begins with warn' if warned else ''}")
+    print(closing(findings))

@@ -13,14 +13,17 @@ from pathlib import Path
 from geochip.chip_report import megabytes
 from geochip.cluster import Jobs, export_lines, require_slurm, submission_environment
 from geochip.config import memory_mib, walltime_seconds
-from geochip.doctor.findings import Case, Finding, fail, fails, listed, ok, warn
+from geochip.doctor.findings import Case, Finding, fail, fails, listed, not_made, ok, warn
 from geochip.doctor.machine import worker_bytes
 from geochip.errors import GeochipError, InputError
 from geochip.slurm import Partition, SlurmError, partitions, remedy, run_slurm, words_of
 
 _SHORT = {"-p": "partition", "-A": "account", "-q": "qos", "-t": "time", "-c": "cpus-per-task", "-n": "ntasks",
-          "-N": "nodes", "-C": "constraint"}  # fmt: skip
+          "-N": "nodes", "-C": "constraint", "-G": "gpus"}  # fmt: skip
 
+IN_A_JOB = "run this command again in a Slurm job"
+"""How to make the checks that cluster.kind: srun allows in a job only."""
+_GPUS = ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 _IMAGES = (".sif", ".simg", ".sqsh")
 # MiB, for a worker that predicts. Python with a CUDA build of PyTorch was seen at 830 MiB before the first block.
 _LEAST_TO_PREDICT = 1536
@@ -60,17 +63,30 @@ def read_script(script: str) -> Job:
     return Job(directives=directives, launcher=tuple(launcher), interface=interface, prologue=lines > 0)
 
 
+def asked_gpus(job: Job) -> str:
+    """The option by which a job asks for GPUs, such as "gres gpu:a100:1" or "gpus-per-node 2"; "" where none does."""
+    for name, value in job.directives.items():
+        # Those of Slurm that begin so take a number, or a type and a number.
+        requests = [f"gpu:{one}" if name.startswith("gpus") else one for one in value.split(",")]
+        if (name == "gres" or name in _GPUS) and any(
+            kind == "gpu" and count > 0 for kind, _, count in map(split_gres, requests)
+        ):
+            return f"{name} {value}"
+    return ""
+
+
 def jobs(case: Case) -> list[Finding]:
     """Slurm's commands, and whether it would take the jobs of the run file."""
     cluster = case.config.cluster
     if case.elsewhere:
         case.refused |= {"cpu", "gpu"}
         return [
-            warn(
+            not_made(
                 "slurm",
                 "cluster.kind: srun starts workers inside a Slurm job only, and SLURM_JOB_ID is not set: workers and "
                 "their network can be judged in a job only; run this command again in one (salloc, or a script for "
                 "sbatch)",
+                IN_A_JOB,
             )
         ]
     try:

@@ -125,14 +125,51 @@ def network(case: Case) -> list[Finding]:
             f"x {config.chips.size} pixels",
         )
     ]
-    if model.encoder_weights is None or model.architecture == "linear":
-        return [*found, ok("pretrained weights", "none are asked for")]
+    return found + pretrained_weights(case)
+
+
+def wanted_weights(case: Case) -> tuple[str, str] | None:
+    """Encoder and name of the weights that training begins with; None where it begins with random ones."""
+    model = case.config.model
+    if model.encoder_weights is None or model.architecture == "linear" or isinstance(case.network, GeochipError):
+        return None
+    return model.encoder, model.encoder_weights
+
+
+def pretrained_weights(case: Case) -> list[Finding]:
+    """Whether this machine has the weights."""
+    if (wanted := wanted_weights(case)) is None:
+        return [ok("pretrained weights", "none are asked for")]
     try:
-        require_cached_weights(model.encoder, model.encoder_weights)
+        require_cached_weights(*wanted)
     except InputError as error:
-        # One line: the command to run stands in the middle of it.
-        text = " ".join(str(error).split())
-        if config.bundle_dir.exists():
-            return [*found, warn("pretrained weights", f"{text} (not needed as long as {config.bundle_dir} is used)")]
-        return [*found, fail("pretrained weights", text)]
-    return [*found, ok("pretrained weights", f"{model.encoder_weights} of {model.encoder} are in this machine's cache")]
+        return [no_weights(case, str(error))]
+    return [ok("pretrained weights", f"{wanted[1]} of {wanted[0]} are in this machine's cache")]
+
+
+def pretrained_weights_of_worker(case: Case, trouble: str | None, where: str) -> list[Finding]:
+    """Whether a machine that trains has the weights.
+
+    Args:
+        case: the case.
+        trouble: why it has none; "" where it has them; None where it was not asked.
+        where: such as " on node1".
+    """
+    if (wanted := wanted_weights(case)) is None or trouble is None:
+        return []
+    if not trouble:
+        return [ok("pretrained weights", f"{wanted[1]} of {wanted[0]} are in the cache{where}, which trains")]
+    remedy = (
+        "set HF_HOME to a directory on a disk that all nodes see, for the jobs too (cluster.gpu.prologue), and bind it "
+        "into the image that they run in"
+    )
+    return [no_weights(case, f"{where.strip()}, which trains: {trouble}; {remedy}")]
+
+
+def no_weights(case: Case, text: str) -> Finding:
+    """The finding that weights are missing, which a finished model does without."""
+    # One line: the command to run stands in the middle of it.
+    text = " ".join(text.split())
+    if (there := case.config.bundle_dir).exists():
+        return warn("pretrained weights", f"{text} (not needed as long as {there} is used)")
+    return fail("pretrained weights", text)

@@ -8,6 +8,7 @@ from pathlib import Path
 from geochip.chip_report import estimate, megabytes
 from geochip.doctor.facts import disk_type, is_network_disk
 from geochip.doctor.findings import Case, Finding, existing, fail, ok, warn
+from geochip.doctor.quota import Quota, lustre_quotas
 from geochip.errors import GeochipError, InputError
 from geochip.scenes import Scene
 from geochip.store import PredictionStore, journal_path, read_journal
@@ -77,6 +78,41 @@ def room(case: Case) -> list[Finding]:
     return [judge_room(there, one) for there, one in needed.values()]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What can still be written to a disk."""
+
+    bytes: int
+    files: int | None
+    """None: any number."""
+    binding: tuple[Quota | None, Quota | None] = (None, None)
+    """The quotas that leave less bytes, and less files, than are free."""
+    quotas: tuple[Quota, ...] = ()
+    all_known: bool = False
+    """Whether there are no other quotas."""
+
+
+def room_of(there: Path) -> Room:
+    """What is free on the disk of a directory, or what the least of its quotas leaves.
+
+    Args:
+        there: a directory on the disk.
+    """
+    disk = os.statvfs(there)
+    # A file system without a number of files of its own says 0.
+    free, free_files = disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None
+    quotas, all_known = lustre_quotas(there) if disk_type(there).startswith("lustre") else ([], False)
+    by_bytes = by_files = None
+    for quota in quotas:
+        if (left := quota.bytes.left) is not None and left < free:
+            free, by_bytes = left, quota
+        if (left := quota.files.left) is not None and (free_files is None or left < free_files):
+            free_files, by_files = left, quota
+    return Room(
+        bytes=free, files=free_files, binding=(by_bytes, by_files), quotas=tuple(quotas), all_known=all_known
+    )  # fmt: skip
+
+
 def judge_room(there: Path, needed: Needed) -> Finding:
     """Compare what is needed with what is free.
 
@@ -84,23 +120,43 @@ def judge_room(there: Path, needed: Needed) -> Finding:
         there: a directory on the disk.
         needed: what a run puts there.
     """
-    disk = os.statvfs(there)
-    free = disk.f_bavail * disk.f_frsize
-    # A file system without a number of files of its own says 0.
-    free_files = disk.f_favail if disk.f_files else None
-    text = f"{there} has {megabytes(free)} free"
-    text += "" if free_files is None else f", and room for {free_files} files"
+    room = room_of(there)
+    by_bytes, by_files = (f" by the quota of {quota.whose}" if quota else "" for quota in room.binding)
+    text = f"{there} has {megabytes(room.bytes)} free{by_bytes}"
+    text += "" if room.files is None else f", and room for {room.files} files{by_files}"
     text += f"; a run takes at most {megabytes(needed.bytes)} in {needed.files} files"
-    quota = quota_command(there)
-    hint = f"; a quota of yours is not known here: look with `{quota}`" if quota else ""
+    hint = quota_hint(there, room)
     remedy = "free some, choose another run_dir, or ask for fewer or smaller chips"
-    if free_files is not None and needed.files > free_files:
+    if room.files is not None and needed.files > room.files:
         return fail("space", f"{text}: too few files are left; {remedy}{hint}")
-    if needed.bytes * _SHRINKS_TO > free:
+    if needed.bytes * _SHRINKS_TO > room.bytes:
         return fail("space", f"{text}: too little even when imagery shrinks to {_SHRINKS_TO} of it; {remedy}{hint}")
-    if needed.bytes > free:
+    if needed.bytes > room.bytes:
         return warn("space", f"{text}: enough only when imagery shrinks, as it mostly does; {remedy}{hint}")
+    if soft := soft_quota(room, needed):
+        return warn("space", f"{text}: that passes {soft}; {remedy}{hint}")
     return ok("space", f"{text}{hint}")
+
+
+def soft_quota(room: Room, needed: Needed) -> str:
+    """The quota that a run would pass and that may be passed for some days only, in words; "" for none."""
+    for quota in room.quotas:
+        size, files = quota.bytes.left_for_good, quota.files.left_for_good
+        left = megabytes(size) if size is not None and needed.bytes > size else ""
+        left = f"{files} files" if not left and files is not None and needed.files > files else left
+        if left:
+            return f"the soft quota of {quota.whose}, which leaves {left} and may be passed for some days only"
+    return ""
+
+
+def quota_hint(there: Path, room: Room) -> str:
+    """Where to look at the quotas, as far as they matter or are not known; "" for a disk of this machine."""
+    commands = dict.fromkeys(f"`{quota.command}`" for quota in room.binding if quota)
+    binding = f"; see {' and '.join(commands)}" if commands else ""
+    if room.all_known:
+        return binding or "; no quota leaves less"
+    command = quota_command(there)
+    return f"{binding}; a quota of yours is not known here: look with `{command}`" if command else binding
 
 
 def quota_command(there: Path) -> str:

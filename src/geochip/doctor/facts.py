@@ -6,17 +6,19 @@ Workers import it too: nothing here reads a run file, and PyTorch is imported on
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import shutil
 import socket
 import tempfile
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 
 import geochip
+from geochip.doctor.collective import try_collective
 
 PACKAGES = ("dask", "distributed", "numpy", "zarr", "tensorstore", "torch")
 
@@ -24,6 +26,8 @@ _NETWORK_DISKS = (
     "nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.ceph", "fuse.sshfs", "9p", "gluster",
     "fuse.gluster", "panfs", "weka", "afs", "pvfs", "orangefs",
 )  # fmt: skip
+
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +40,18 @@ class Gpus:
     """Name and memory, in bytes, of each that this process may use and that can compute."""
     nccl: str | None = None
     """Version of NCCL, for training on several of them."""
+    nccl_trouble: str = ""
+    """Why NCCL does not work on the first of them; "" where it does, and where it was not tried."""
     visible: str = ""
     """CUDA_VISIBLE_DEVICES, where it is set: MIG slices stand in it as MIG-<uuid>."""
+    given: bool = False
+    """Whether Slurm gave GPUs to the job that this process is in."""
     driver: bool = False
     """Whether there is a driver, and so probably a GPU."""
+    driver_version: str = ""
+    """Such as 535.104.05; "" where it is not known."""
     trouble: str = ""
-    """Why PyTorch cannot use what is there."""
+    """Why PyTorch cannot use what is there, mostly in its own words."""
 
     @property
     def is_slice(self) -> bool:
@@ -80,7 +90,7 @@ def gather(scratch: str | None = None, *, gpus: bool = False) -> Facts:
 
     Args:
         scratch: directory for temporary files; None: the system's.
-        gpus: look for GPUs, which takes a second or two.
+        gpus: look for GPUs, and try NCCL where there are any, which takes some seconds.
     """
     scratch = scratch or tempfile.gettempdir()
     return Facts(
@@ -164,15 +174,25 @@ def look_for_gpus() -> Gpus:
     """What PyTorch can use here, and why not more; every GPU computes one number."""
     import torch
 
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
-    if torch.version.cuda is None:
-        return Gpus(cuda=None, visible=visible, driver=driver)
+    there = Gpus(
+        cuda=torch.version.cuda,
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+        given=os.environ.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0"),
+        driver=_DRIVER.exists() or shutil.which("nvidia-smi") is not None,
+        driver_version=driver_version(_DRIVER.read_text()) if _DRIVER.exists() else "",
+    )
+    if there.cuda is None:
+        return there
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
     trouble = " ".join(str(warning.message) for warning in told)
-    devices = []
+    if not available:
+        try:
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+        except (RuntimeError, AssertionError) as error:  # says why more often than is_available, which may be silent
+            trouble = str(error).splitlines()[0]
+    devices, usable = [], []
     if available:
         for number in range(torch.cuda.device_count()):
             try:
@@ -182,9 +202,15 @@ def look_for_gpus() -> Gpus:
                 continue
             properties = torch.cuda.get_device_properties(number)
             devices.append((str(properties.name), int(properties.total_memory)))
-    nccl = None
+            usable.append(f"cuda:{number}")
+    nccl, nccl_trouble = None, ""
     if torch.distributed.is_nccl_available():
         nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-    return Gpus(
-        cuda=torch.version.cuda, devices=tuple(devices), nccl=nccl, visible=visible, driver=driver, trouble=trouble
-    )
+        nccl_trouble = try_collective("nccl", usable[0]) if usable else ""
+    return replace(there, devices=tuple(devices), nccl=nccl, nccl_trouble=nccl_trouble, trouble=trouble)
+
+
+def driver_version(text: str) -> str:
+    """The driver's version in what it says of itself in /proc; "" where there is none."""
+    found = re.search(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", text)
+    return found[1] if found else ""

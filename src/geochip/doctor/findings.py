@@ -1,7 +1,7 @@
 """What the doctor looks at, and what it says about it."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Literal
 import geochip
 from geochip.chip_prepare import Prepared, prepare
 from geochip.cluster import Jobs, job_script
-from geochip.config import RunConfig
+from geochip.config import Device, RunConfig
 from geochip.doctor.facts import Facts, gather
 from geochip.errors import GeochipError, InputError
 from geochip.model import Contract, SegmentationModel, build_model
@@ -29,6 +29,8 @@ class Finding:
     what: str
     """What was looked at, in one or two words."""
     text: str
+    how: str = ""
+    """How to make the check, where it could not be made; "" where it was made."""
 
     def __str__(self) -> str:
         return f"{self.level:<5}{self.what}: {self.text}"
@@ -44,6 +46,11 @@ def warn(what: str, text: str) -> Finding:
     return Finding(level="warn", what=what, text=text)
 
 
+def not_made(what: str, text: str, how: str) -> Finding:
+    """A finding that something could not be looked at, and how it can be: what it would have shown is not known."""
+    return Finding(level="warn", what=what, text=text, how=how)
+
+
 def fail(what: str, text: str) -> Finding:
     """A finding that would end a run."""
     return Finding(level="FAIL", what=what, text=text)
@@ -52,6 +59,21 @@ def fail(what: str, text: str) -> Finding:
 def fails(what: str, error: Exception) -> list[Finding]:
     """What an error says, a finding a line: the commands' own errors say what to do."""
     return [fail(what, line.strip()) for line in str(error).splitlines() if line.strip()]
+
+
+def closing(findings: Sequence[Finding]) -> str:
+    """The last line, where nothing would end a run as far as could be seen."""
+    warned = "; see what begins with warn" if any(one.level == "warn" for one in findings) else ""
+    unmade = [one for one in findings if one.how]
+    if not unmade:
+        return f"nothing was found that would make a run fail{warned}"
+    checks = f"{len(unmade)} check{'s were' if len(unmade) > 1 else ' was'} not made"
+    # Two workers that wait are helped by one word.
+    how = "; ".join(dict.fromkeys(one.how for one in unmade))
+    return (
+        f"{checks} ({listed(one.what for one in unmade)}), so a run may still fail: {how}; the other checks found "
+        f"nothing that would make a run fail{warned}"
+    )
 
 
 @dataclass(kw_only=True)
@@ -121,6 +143,11 @@ class Case:
             return {jobs: job_script(cluster, jobs, self.config.run_dir) for jobs in kinds}
         except GeochipError as error:
             return error
+
+    def devices(self, *which: Device) -> str:
+        """The keys of the run file that say what to compute on, where they say one of these; "" for none of them."""
+        asked = {"train.device": self.config.train.device, "infer.device": self.config.infer.device}
+        return " and ".join(f"{key}: {device}" for key, device in asked.items() if device in which)
 
     @property
     def elsewhere(self) -> bool:

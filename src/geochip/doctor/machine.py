@@ -1,5 +1,6 @@
 """Checks of a machine: the one that runs the command, and by the same functions those of the workers."""
 
+import re
 from collections.abc import Mapping
 
 from geochip.chip_report import estimate, megabytes
@@ -149,47 +150,73 @@ def same_versions(mine: Mapping[str, str], theirs: Mapping[str, str], where: str
 
 def gpus_here(case: Case) -> list[Finding]:
     """GPUs of this machine, where it is this machine that would compute."""
-    config = case.config
-    asked = {"train.device": config.train.device, "infer.device": config.infer.device}
-    if all(device == "cpu" for device in asked.values()):
+    if not case.devices("cuda", "auto"):
         return [ok("gpu", "train.device and infer.device are cpu")]
     facts = gather(gpus=True)
     assert facts.gpus is not None
-    if config.cluster.kind != "local" and not facts.gpus.devices:
+    if case.config.cluster.kind != "local" and not facts.gpus.devices:
         return [ok("gpu", f"none on {facts.host}, which need not have one: the jobs of the cluster compute")]
-    here = [f"{key}: cuda" for key, device in asked.items() if device == "cuda"]
-    return judge_gpus(facts.gpus, f" on {facts.host}", demanded=" and ".join(here))
+    where = f" on {facts.host}"
+    trained_here = judge_nccl(case, facts.gpus, where) if case.config.cluster.kind == "local" else []
+    return judge_gpus(case, facts.gpus, where) + trained_here
 
 
-def judge_gpus(gpus: Gpus, where: str, *, demanded: str = "", expected: str = "") -> list[Finding]:
+def judge_gpus(case: Case, gpus: Gpus, where: str, asked: str = "") -> list[Finding]:
     """What there is to compute with, and what it means for the number of ranks.
 
     Args:
+        case: whose devices are not all cpu.
         gpus: what there is.
         where: such as " on node1".
-        demanded: what would fail without a GPU, such as "train.device: cuda"; "" for nothing.
-        expected: why there should be one, such as "gres gpu:1"; "" for no reason.
+        asked: how the machine's job asks for GPUs, such as "gres gpu:1"; "" where that is not known.
     """
     if gpus.devices:
         return gpus_there(gpus, where)
-    if gpus.cuda is None and (gpus.driver or demanded or expected):
-        why = "this PyTorch is built without CUDA: install one that is built with it (pytorch.org tells the command)"
-    elif gpus.trouble:
-        why = f"PyTorch says: {gpus.trouble}"
-    elif gpus.driver and gpus.visible in ("", "-1"):
-        why = "there is a driver; see `nvidia-smi`, and whether CUDA_VISIBLE_DEVICES hides the GPU"
-    elif gpus.driver:
-        why = f"there is a driver, and CUDA_VISIBLE_DEVICES is {gpus.visible}; see `nvidia-smi -L`"
-    elif expected:
-        why = "there is no driver: start containers with --nv, else ask the site's staff"
-    else:
-        why = "there is no driver: ask for a GPU (gres), and start containers with --nv"
+    given = asked or ("what Slurm says, SLURM_GPUS_ON_NODE" if gpus.given else "")
+    demanded, why = case.devices("cuda"), why_no_gpu(gpus, given)
     if demanded:
-        return [fail("gpu", f"none{where}, but {demanded} needs one; {why}; or use auto or cpu")]
-    if expected or gpus.driver:
-        spite = f", in spite of {expected}" if expected else ""
-        return [warn("gpu", f"none that PyTorch can use{where}{spite}; {why}")]
+        otherwise = "use cpu, and ask for no GPU" if given else "use auto or cpu"
+        return [fail("gpu", f"none{where}, but {demanded} needs one; {why}; or {otherwise}")]
+    if given:
+        # A step that has a GPU and cannot use it ends, rather than take days on the CPU.
+        return [
+            fail(
+                "gpu",
+                f"none that PyTorch can use{where}, in spite of {given}: with {case.devices('auto')} a run ends there; "
+                f"{why}; or use cpu, and ask for no GPU",
+            )
+        ]
+    if gpus.driver:
+        return [warn("gpu", f"none that PyTorch can use{where}; {why}")]
     return [ok("gpu", f"none{where}: computes on the CPU")]
+
+
+def why_no_gpu(gpus: Gpus, given: str) -> str:
+    """Why PyTorch has no GPU to compute on, and what to do.
+
+    Args:
+        gpus: what there is, without a device.
+        given: why there should be one; "" for no reason.
+    """
+    driver = f"driver {gpus.driver_version}" if gpus.driver_version else "driver"
+    install = "(pytorch.org tells the command)"
+    if gpus.cuda is None:
+        return f"this PyTorch is built for the CPU only: install one that is built with CUDA {install}"
+    if old := re.search(r"driver .*too old \(found version (\d+)\)", gpus.trouble):
+        # 12020 is 12.2.
+        newest, minor = divmod(int(old[1]) // 10, 100)
+        return (
+            f"the {driver}, which is for CUDA {newest}.{minor}, is too old for this PyTorch, which is built for CUDA "
+            f"{gpus.cuda}: install one that is built for CUDA {newest} {install}, or ask the site's staff for a newer "
+            "driver"
+        )
+    if not gpus.driver or "no NVIDIA driver" in gpus.trouble:
+        there = f"the machine has {driver}, but not where PyTorch runs" if gpus.driver_version else "there is no driver"
+        ask = "" if given else "ask for a GPU (gres), and "
+        return f"{there}: {ask}start containers with --nv, else ask the site's staff"
+    said = f"PyTorch says: {gpus.trouble}" if gpus.trouble else "none is visible"
+    visible = f"CUDA_VISIBLE_DEVICES is {gpus.visible}" if gpus.visible else "CUDA_VISIBLE_DEVICES is not set"
+    return f"{said}; there is a {driver}: see `nvidia-smi -L`; {visible}"
 
 
 def gpus_there(gpus: Gpus, where: str) -> list[Finding]:
@@ -206,3 +233,22 @@ def gpus_there(gpus: Gpus, where: str) -> list[Finding]:
     if gpus.trouble:
         found.append(warn("gpu", f"{gpus.trouble}{where}"))
     return found
+
+
+def judge_nccl(case: Case, gpus: Gpus, where: str) -> list[Finding]:
+    """Whether ranks that train on these GPUs can add up their gradients, as far as one rank shows it."""
+    what = "nccl"
+    if case.config.train.device == "cpu" or not gpus.devices or gpus.nccl is None:
+        return []
+    if not gpus.nccl_trouble:
+        return [ok(what, f"one rank adds up a tensor{where}")]
+    # A slice is for one rank, which adds nothing up.
+    judge = warn if gpus.is_slice else fail
+    return [
+        judge(
+            what,
+            f"one rank cannot add up a tensor{where}, as several do at each step of training: {gpus.nccl_trouble}; "
+            "NCCL_DEBUG=INFO has NCCL say more, and NCCL_SOCKET_IFNAME (GEOCHIP_INTERFACE in site.env) names a network "
+            "interface; one rank alone (--nproc-per-node=1) trains without NCCL",
+        )
+    ]

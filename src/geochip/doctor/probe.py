@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from geochip.doctor.facts import Facts, gather
+from geochip.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class Seen:
     """Directories that take no file of the worker's, with the reason."""
     unreadable: dict[str, str]
     """Files that cannot be read, with the reason."""
+    no_weights: str | None = None
+    """Why an encoder's pretrained weights cannot be had; "" where they can; None where they were not asked for."""
 
 
 def file_of(directory: str | Path, nonce: str, who: str) -> Path:
@@ -67,7 +70,13 @@ def remove_marks(directories: Sequence[str | Path], nonce: str) -> None:
 
 
 def look_from_worker(
-    directories: Sequence[str], files: Sequence[str], nonce: str, scratch: str, gpus: bool, wait: float
+    directories: Sequence[str],
+    files: Sequence[str],
+    nonce: str,
+    scratch: str,
+    gpus: bool,
+    weights: tuple[str, str] | None,
+    wait: float,
 ) -> Seen:
     """Look at the machine, at the driver's marks and at some files, and leave marks for the driver.
 
@@ -77,6 +86,7 @@ def look_from_worker(
         nonce: names the marks.
         scratch: the worker's directory for temporary files.
         gpus: look for GPUs as well.
+        weights: encoder and name of the pretrained weights to look for; None for none.
         wait: seconds to wait for the driver's marks.
     """
     unwritable, unreadable = {}, {}
@@ -92,4 +102,23 @@ def look_from_worker(
                 file.read(1)
         except OSError as error:
             unreadable[name] = error.strerror or str(error)
-    return Seen(facts=gather(scratch, gpus=gpus), unseen=tuple(unseen), unwritable=unwritable, unreadable=unreadable)
+    return Seen(
+        facts=gather(scratch, gpus=gpus),
+        unseen=tuple(unseen),
+        unwritable=unwritable,
+        unreadable=unreadable,
+        no_weights=None if weights is None else why_no_weights(*weights),
+    )
+
+
+def why_no_weights(encoder: str, encoder_weights: str) -> str:
+    """Why pretrained weights are not on this machine, and where they were looked for; "" where they are."""
+    from huggingface_hub import constants
+
+    from geochip.model import require_cached_weights
+
+    try:
+        require_cached_weights(encoder, encoder_weights)
+    except InputError as error:
+        return f"{error} (looked for in {constants.HF_HUB_CACHE})"
+    return ""

@@ -12,8 +12,9 @@ from typing import Any
 
 from geochip.cluster import Jobs, StillWaitingError, dask_client, end_of, wait_for_a_worker
 from geochip.doctor import batch, machine
+from geochip.doctor.data import pretrained_weights_of_worker, wanted_weights
 from geochip.doctor.disks import why_not_writable
-from geochip.doctor.findings import Case, Finding, existing, fail, ok, warn
+from geochip.doctor.findings import Case, Finding, existing, fail, not_made, ok
 from geochip.doctor.probe import Seen, file_of, look_from_worker, remove_marks, without_mark, write_mark
 from geochip.errors import GeochipError, WorkError
 
@@ -26,7 +27,7 @@ _SECOND_TRIES = 1
 SEEN_AFTER = 10.0
 """Seconds after which a file of another machine must be seen."""
 _LINES_OF_LOG = 4
-_SECONDS_TO_LOOK = 120.0
+_SECONDS_TO_LOOK = 240.0
 """How long a worker may take to look: a disk that hangs must not hang the doctor."""
 
 
@@ -46,13 +47,20 @@ def interfaces(case: Case) -> list[Finding]:
 def probe(case: Case) -> list[Finding]:
     """Start one worker of each kind that a run uses, and look from there."""
     if not case.probe:
-        return [warn("worker", "none was started (--no_probe): whether workers see disks and data is not known")]
+        return [
+            not_made(
+                "worker",
+                "none was started (--no_probe): whether workers see disks and data is not known",
+                "run this command again without --no_probe",
+            )
+        ]
     of_slurm = case.config.cluster.kind == "slurm"
     found = []
     for jobs in alike(case.scripts) if of_slurm else ("cpu",):
         what = f"{jobs} worker" if of_slurm else "worker"
         if jobs in case.refused:
-            found.append(warn(what, "none was started: see above what would keep its job from working"))
+            how = batch.IN_A_JOB if case.elsewhere else "mend what is said above of its job"
+            found.append(not_made(what, "none was started: see above what would keep its job from working", how))
         else:
             found += probe_one(case, what, jobs)
     return found
@@ -83,7 +91,8 @@ def probe_one(case: Case, what: str, jobs: Jobs) -> list[Finding]:
     try:
         with marks(directories, nonce), worker(case, jobs, nonce) as client:
             seconds = time.monotonic() - started
-            seen, back = look(client, directories, files_of(case), nonce, gpus=wants_gpu(case, jobs))
+            weights = wanted_weights(case) if trains(case, jobs) else None
+            seen, back = look(client, directories, files_of(case), nonce, gpus=wants_gpu(case, jobs), weights=weights)
     except GeochipError as error:
         return [why_no_worker(case, what, error)]
     return [
@@ -97,7 +106,10 @@ def why_no_worker(case: Case, what: str, error: GeochipError) -> Finding:
     """What kept a worker from coming: only what waiting cannot heal would end a run."""
     log = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
     if not case.patient and isinstance(error, StillWaitingError):
-        return warn(what, f"none within a minute: {error.standing}; --wait waits as long as a run would{log}")
+        return not_made(
+            what, f"none within a minute: {error.standing}; --wait waits as long as a run would{log}",
+            "run this command again with --wait",
+        )  # fmt: skip
     text = " ".join(re.sub(_LOGS, "", str(error)).split())
     return fail(what, re.sub(r"; what is finished is kept.*", "", text) + log)
 
@@ -153,7 +165,15 @@ def remove_directory(directory: Path) -> None:
         time.sleep(0.1)
 
 
-def look(client: Any, directories: list[str], files: list[str], nonce: str, *, gpus: bool) -> tuple[Seen, list[str]]:
+def look(
+    client: Any,
+    directories: list[str],
+    files: list[str],
+    nonce: str,
+    *,
+    gpus: bool,
+    weights: tuple[str, str] | None,
+) -> tuple[Seen, list[str]]:
     """What a worker sees, and the directories in which its marks do not appear here."""
     one = next(iter(client.scheduler_info(n_workers=-1)["workers"].items()))
     address, scratch = one[0], one[1]["local_directory"]
@@ -175,7 +195,7 @@ def look(client: Any, directories: list[str], files: list[str], nonce: str, *, g
     # A worker that cannot import a task's function dies of reading the task, and only its log says why. This one comes
     # with Python.
     call(eval, "__import__('geochip.doctor.probe') and None")
-    seen: Seen = call(look_from_worker, directories, files, nonce, scratch, gpus, SEEN_AFTER)
+    seen: Seen = call(look_from_worker, directories, files, nonce, scratch, gpus, weights, SEEN_AFTER)
     back = without_mark([one for one in directories if one not in seen.unwritable], nonce, "worker", SEEN_AFTER)
     if back:
         # On a disk of the worker's own, where only it can remove them.
@@ -191,10 +211,16 @@ def files_of(case: Case) -> list[str]:
     return [str(Path(name).absolute()) for name in (first.image, first.label) if name is not None]
 
 
+def trains(case: Case, jobs: Jobs) -> bool:
+    """Whether a worker of this kind stands for the machines that train and predict, which this one is none of."""
+    # train.sbatch asks for what a gpu job asks for. Where there is one kind of workers only, it stands for all.
+    kind = case.config.cluster.kind
+    return kind != "local" and (kind != "slurm" or jobs == "gpu")
+
+
 def wants_gpu(case: Case, jobs: Jobs) -> bool:
-    """Whether a worker of this kind may compute on a GPU that this machine does not see."""
-    of_infer = jobs == "gpu" or case.config.cluster.kind != "slurm"
-    return of_infer and case.config.cluster.kind != "local" and case.config.infer.device != "cpu"
+    """Whether training or inference may compute on a GPU that this worker sees and this machine does not."""
+    return trains(case, jobs) and case.devices("cuda", "auto") != ""
 
 
 def judge_disks(what: str, directories: list[str], seen: Seen, back: list[str]) -> list[Finding]:
@@ -224,14 +250,14 @@ def judge_worker(case: Case, jobs: Jobs, seen: Seen) -> list[Finding]:
     facts, where = seen.facts, f" on {seen.facts.host}"
     found = machine.same_versions(case.facts.versions, facts.versions, where)
     found.append(machine.scratch(facts, where))
+    found += pretrained_weights_of_worker(case, seen.no_weights, where)
     if case.config.cluster.kind == "local":
         return found
     if facts.gpus is not None:
         found.append(machine.shared_memory(facts, where))
-        demanded = "infer.device: cuda" if case.config.infer.device == "cuda" else ""
-        expected = ""
+        asked = ""
         if not isinstance(case.scripts, GeochipError) and jobs in case.scripts:
-            gres = batch.read_script(case.scripts[jobs]).directives.get("gres", "")
-            expected = f"gres {gres}" if "gpu" in gres else ""
-        found += machine.judge_gpus(facts.gpus, where, demanded=demanded, expected=expected)
+            asked = batch.asked_gpus(batch.read_script(case.scripts[jobs]))
+        found += machine.judge_gpus(case, facts.gpus, where, asked)
+        found += machine.judge_nccl(case, facts.gpus, where)
     return found
