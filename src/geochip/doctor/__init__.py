@@ -13,7 +13,7 @@ Workers import this package: what it needs comes with the modules in it.
 
 from collections.abc import Sequence
 
-from geochip.errors import WorkError
+from geochip.errors import WorkError, as_named_here
 from geochip.run_file import parse_command
 
 _SWITCHES = {
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     findings = []
     for finding in examine(case):
         # Each as soon as it is known: a probe may take a minute.
-        print(finding, flush=True)
+        print(as_named_here(str(finding)), flush=True)
         findings.append(finding)
     failed = sum(one.level == "FAIL" for one in findings)
     if failed:

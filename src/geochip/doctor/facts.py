@@ -174,10 +174,12 @@ def look_for_gpus() -> Gpus:
     """What PyTorch can use here, and why not more; every GPU computes one number."""
     import torch
 
+    from geochip.gpus import given_by_slurm
+
     there = Gpus(
         cuda=torch.version.cuda,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-        given=os.environ.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0"),
+        given=given_by_slurm(os.environ),
         driver=_DRIVER.exists() or shutil.which("nvidia-smi") is not None,
         driver_version=driver_version(_DRIVER.read_text()) if _DRIVER.exists() else "",
     )
