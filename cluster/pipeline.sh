@@ -89,7 +89,10 @@ leave_surrounding_job() {
   local name
   if [ -z "${SLURM_JOB_ID:-}" ]; then return; fi
   for name in $(compgen -e | grep -E '^(SLURM|SBATCH|SRUN|SALLOC)_'); do
-    if [ "$name" != SLURM_CONF ]; then unset "$name"; fi
+    case $name in
+      SLURM_CONF | SLURM_JWT) ;;
+      *) unset "$name" ;;
+    esac
   done
 }
 

@@ -682,7 +682,7 @@ def test_a_dry_run_shows_the_script_of_the_slurm_jobs(tmp_path, capsys):
         "--train.val_split=null", "--cluster.kind=slurm", "--cluster.workers=3", "--cluster.cpu.account=forest", "--dry_run",
     ])  # fmt: skip
     told = capsys.readouterr().out
-    assert "3 jobs with this script would be submitted:\n\n#!/usr/bin/env bash\n" in told
+    assert "3 jobs with this script would be submitted:\n\n#!/bin/bash -l\n" in told
     assert "\n#SBATCH -A forest\n" in told
     assert "-m distributed.cli.dask_worker tls://" in told
     assert not (tmp_path / "run").exists()

@@ -515,7 +515,7 @@ def test_a_dry_run_says_what_would_be_done(tmp_path, small, capsys):
     main([*elsewhere, "--cluster.kind=slurm", "--cluster.gpu.gres=gpu:a100_1g.10gb:1", "--dry_run"])
     told = capsys.readouterr().out
     assert told.startswith("2 scenes, ")
-    assert "4 jobs with this script would be submitted:\n\n#!/usr/bin/env bash\n" in told
+    assert "4 jobs with this script would be submitted:\n\n#!/bin/bash -l\n" in told
     assert "\n#SBATCH -J geochip-gpu\n" in told
     assert "\n#SBATCH --gres=gpu:a100_1g.10gb:1\n" in told
     main([*small, "--dry_run"])

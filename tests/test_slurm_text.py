@@ -387,9 +387,11 @@ def test_an_interface_that_is_not_here_is_told(tmp_path, monkeypatch):
 def test_the_environment_of_a_surrounding_job_is_left_behind():
     environ = {
         "PATH": "/bin", "SLURM_CONF": "/etc/slurm.conf", "SLURM_CPU_BIND": "x", "SBATCH_MEM": "1", "SRUN_X": "1",
-        "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1", "GDAL_DATA": "/d",
+        "SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1", "GDAL_DATA": "/d", "SLURM_JWT": "key",
     }  # fmt: skip
-    assert slurm.clean_environment(environ) == {"PATH": "/bin", "SLURM_CONF": "/etc/slurm.conf", "GDAL_DATA": "/d"}
+    assert slurm.clean_environment(environ) == {
+        "PATH": "/bin", "SLURM_CONF": "/etc/slurm.conf", "GDAL_DATA": "/d", "SLURM_JWT": "key",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -74,13 +74,13 @@ def quiet_chips(tmp_path_factory, data):
 
 @pytest.fixture
 def submit(slurm, tmp_path, data):
-    """Submit a run in `tmp_path / "my run"` with pipeline.sh; returns the ids of its jobs, by step."""
+    """Submit a run in `tmp_path / out` with pipeline.sh; returns the ids of its jobs, by step."""
 
-    def submit(*options, epochs=2, chips="", site=""):
+    def submit(*options, epochs=2, chips="", site="", out="my run"):
         (tmp_path / "site.env").write_text(SITE + site)
         (tmp_path / "run.yaml").write_text(RUN_FILE.format(data=data, epochs=epochs, chips=chips))
         done = subprocess.run(
-            [ROOT / "cluster" / "pipeline.sh", *options, tmp_path / "my run", tmp_path / "run.yaml"],
+            [ROOT / "cluster" / "pipeline.sh", *options, tmp_path / out, tmp_path / "run.yaml"],
             env={
                 "PATH": "/usr/bin:/bin", "SLURM_CONF": slurm.conf, "GEOCHIP_SITE": tmp_path / "site.env",
                 # For what torchrun and Dask leave there; a short path, since sockets lie in it.
@@ -134,7 +134,17 @@ def test_from_submission_to_scores(slurm, submit, tmp_path, data, quiet_chips):
 
     assert tree_hash(out / "chips.zarr") == tree_hash(quiet_chips)
     quietly("geochip.infer", tmp_path / "run.yaml", tmp_path / "quiet", "--model.bundle", out / "model")
-    assert tree_hash(out / "predictions.zarr") == tree_hash(tmp_path / "quiet" / "predictions.zarr")
+    quiet = tree_hash(tmp_path / "quiet" / "predictions.zarr")
+    assert tree_hash(out / "predictions.zarr") == quiet
+
+    # The same by workers that are tasks of one job.
+    alone = tmp_path / "in one job"
+    shutil.copytree(out / "model", alone / "model")
+    (job,) = submit("--steps=infer", site="GEOCHIP_KIND=srun\n", out="in one job").values()
+    assert slurm.wait(job, timeout=100) == "COMPLETED", logs(alone)
+    assert slurm.show(job)["NodeList"] == "node[1-2]"
+    assert "Slurm: started 2 workers by srun" in logs(alone)
+    assert tree_hash(alone / "predictions.zarr") == quiet
 
 
 def test_a_step_that_is_cancelled_takes_its_workers_along(slurm, submit, tmp_path):

@@ -37,6 +37,7 @@ __all__ = [
 _COMMANDS = ("sbatch", "squeue", "scontrol", "scancel")
 # An inherited SLURM_CPU_BIND or SBATCH_MEM would shape the jobs that are submitted; SQUEUE_* and SINFO_* hide lines.
 _OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_")
+_OF_SLURM = ("SLURM_CONF", "SLURM_JWT")
 _OF_LISTS = ("SQUEUE_", "SINFO_", "SCONTROL_", "SCANCEL_")
 _IDS_AT_ONCE = 200
 _NO_ANSWER = ("timed out", "unable to contact", "zero bytes were transmitted", "connection refused")
@@ -144,12 +145,12 @@ def clean_environment(environ: Mapping[str, str] | None = None) -> dict[str, str
         environ: the environment; that of this process when None.
 
     Returns:
-        It without what describes the surrounding job. SLURM_CONF stays: it says where Slurm is.
+        It without what describes the surrounding job. SLURM_CONF and SLURM_JWT stay: where Slurm is, and the key to it.
     """
     return {
         name: value
         for name, value in (os.environ if environ is None else environ).items()
-        if name == "SLURM_CONF" or not name.startswith(_OF_A_JOB)
+        if name in _OF_SLURM or not name.startswith(_OF_A_JOB)
     }
 
 
