@@ -466,7 +466,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     assert printed[0].startswith("left out: scene 2 (train): there is no label file")
     assert printed[1].startswith("set aside: scene 3 (train): ")
     assert printed[2] == "2 scenes, 10 chips of 32 x 32 (10 in train)"
-    assert printed[3].startswith("1 shards of 65 chips in 1 tasks; at most 0.1 MiB on disk")
+    assert printed[3].startswith("1 shard of 65 chips in 1 task; at most 0.1 MiB on disk")
     assert not (tmp_path / "run").exists()
 
 
@@ -492,7 +492,7 @@ def test_bands_and_classes_are_told_at_the_end(tmp_path, chip):
     image = np.arange(2 * 40 * 40, dtype=np.uint16).reshape(2, 40, 40)
     write_scene(tmp_path / "data", "train", "1", image, geometries=[])
     printed = chip("--chips.size=40").printed
-    assert "train: 1 chips of 1 scenes; background 100.0 %, building 0.0 %" in printed
+    assert "train: 1 chip of 1 scene; background 100.0 %, building 0.0 %" in printed
     assert "band_2: 1600 to 3199, mean 2399.5, 2nd to 98th percentile 16" in printed
     assert "with --preview" in printed
 

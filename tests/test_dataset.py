@@ -65,7 +65,7 @@ def test_a_store_that_lacks_a_file_is_refused(tmp_path):
     (path / "train" / "image" / "c.0.0.0.0").unlink()
     config = RunConfig(chips=ChipsConfig(store=str(path)), train=TrainConfig(val_split=None))
     with pytest.raises(
-        InputError, match=r"chip store .* lacks 1 shards of split 'train', and what they held would read as"
+        InputError, match=r"chip store .* lacks 1 shard of split 'train', and what they held would read as"
     ):
         find_data(config, world=1)
 

@@ -97,7 +97,7 @@ def test_a_run_that_would_work_is_told_so_and_nothing_is_written(examine, scenes
     assert re.search(
         r"4 scenes below .*data, 20 chips \(10 in train, 5 in val, 5 in test\) in 3 tasks", told.about("scenes", "ok")
     )
-    assert "1 scenes of split test; no model at" in told.about("inference", "ok")
+    assert "1 scene of split test; no model at" in told.about("inference", "ok")
     assert re.search(r"linear, 8 weights; takes batches of 2 chips of 32 x 32", told.about("network", "ok"))
     assert re.search(r"run can be written to, below .*, which is there", told.about("run_dir", "ok"))
     assert re.search(r"has .*iB free.*; a run takes at most .*iB in \d+ files", told.about("space", "ok"))
@@ -321,7 +321,7 @@ def test_a_model_that_is_there_needs_no_weights_and_must_fit_the_scenes(examine,
     told = examine("--model.architecture=unet", "--model.encoder=resnet18")
     assert not told.failed
     assert "not needed as long as" in told.about("pretrained weights", "warn")
-    assert re.search(r"1 scenes of split test; \d+ windows with the model", told.about("inference", "ok"))
+    assert re.search(r"1 scene of split test; \d+ windows with the model", told.about("inference", "ok"))
     save_bundle(tmp_path / "run" / "model", build_model(contract), replace(contract, dtype="uint8"))
     assert "has pixels of type uint32, the model was trained on uint8" in examine("--no_probe").about(
         "inference", "FAIL"

@@ -288,7 +288,7 @@ def test_a_job_that_went_and_came_back_between_two_looks_began_anew(slurm, monke
         # It did not live long enough to have come to the end of its time.
         slurm.end("1", "COMPLETED")
         looks(supervisor)
-        with pytest.raises(WorkError, match=r"^1 jobs were lost, and cluster.max_replacements is 0"):
+        with pytest.raises(WorkError, match=r"^1 job was lost, and cluster.max_replacements is 0"):
             supervisor.look()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from geochip.config import RunConfig
 from geochip.plan import ChipPlan, SplitPlan
+from geochip.progress import counted
 from geochip.scenes import Catalogue, SetAside, settle_bad_scenes
 from geochip.statistics import PERCENTILES, BandStatistics
 from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, SplitResult
@@ -71,14 +72,15 @@ def describe_plan(plan: ChipPlan, catalogue: Catalogue, config: RunConfig, expec
     for one in cramped[:_NAMED]:
         print(f"scene {one.scene_id} ({one.split}): room for {one.places} of {one.wanted} different windows")
     if len(cramped) > _NAMED:
-        print(f"... and {len(cramped) - _NAMED} more scenes with room for fewer windows than were asked for")
+        print(f"... and {counted(len(cramped) - _NAMED, 'more scene')} with room for fewer windows than were asked for")
     size = config.chips.size
     counts = ", ".join(f"{split.chips} in {split.split}" for split in plan.splits)
     scenes = sum(len(split.scenes) for split in plan.splits)
-    print(f"{scenes} scenes, {plan.chips} chips of {size} x {size} ({counts})")
+    print(f"{counted(scenes, 'scene')}, {counted(plan.chips, 'chip')} of {size} x {size} ({counts})")
     print(
-        f"{plan.shards} shards of {plan.shard} chips in {expected.tasks} tasks; at most "
-        f"{megabytes(expected.raw_bytes)} on disk (imagery mostly shrinks to 0.6 of it) in {expected.files} files; "
+        f"{counted(plan.shards, 'shard')} of {counted(plan.shard, 'chip')} in {counted(expected.tasks, 'task')}; at "
+        f"most {megabytes(expected.raw_bytes)} on disk (imagery mostly shrinks to 0.6 of it) in "
+        f"{counted(expected.files, 'file')}; "
         f"about {megabytes(expected.worker_bytes)} of memory for each worker"
     )
 
@@ -104,10 +106,10 @@ class Rates:
         self._scenes.update(record["scenes"])
         self._bad.update(record["unread"])
         seconds = max(now - self._started, 1e-3)
-        failures = f", {len(self._bad)} scenes failed" if self._bad else ""
+        failures = f", {counted(len(self._bad), 'scene')} failed" if self._bad else ""
         return (
             f"{len(self._scenes) / seconds:.1f} scenes/s, {self._chips / seconds:.0f} chips/s, "
-            f"{self._bytes / 2**20 / seconds:.1f} MB/s, {self._count} workers{failures}"
+            f"{self._bytes / 2**20 / seconds:.1f} MB/s, {counted(self._count, 'worker')}{failures}"
         )
 
 
@@ -152,8 +154,8 @@ def statistics_of_split(
     pixels = np.zeros(len(classes), np.int64)
     chips = 0
     for record in records:
-        for band, counted in zip(added, record["statistics"], strict=True):
-            band.add(BandStatistics.from_json(counted))
+        for band, of_record in zip(added, record["statistics"], strict=True):
+            band.add(BandStatistics.from_json(of_record))
         pixels += np.array(record["class_pixels"], np.int64).sum(axis=0)
         chips += len(record["status"])
     if not chips:
@@ -188,7 +190,7 @@ def describe_split(split: SplitPlan, result: SplitResult, classes: Sequence[str]
         if (count := int((result.status == status).sum()))
     ]
     lacking = "".join(f"; {one}" for one in gone)
-    print(f"{split.split}: {split.chips} chips of {len(split.scenes)} scenes; {balance}{lacking}")
+    print(f"{split.split}: {counted(split.chips, 'chip')} of {counted(len(split.scenes), 'scene')}; {balance}{lacking}")
 
 
 def describe_bands(statistics: Mapping[str, Any] | None, band_names: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ import geochip
 from geochip.config import IGNORE, RunConfig
 from geochip.errors import InputError, WorkError
 from geochip.model import Contract
+from geochip.progress import counted
 from geochip.store import ChipStore
 
 Positions = npt.NDArray[np.int64]
@@ -77,8 +78,8 @@ def find_data(config: RunConfig, *, world: int) -> TrainingData:
     for split in (settings.split, *([settings.val_split] if settings.val_split else [])):
         if missing := store.missing_shards(split):
             raise InputError(
-                f"chip store {store.path} lacks {missing} shards of split {split!r}, and what they held would read as "
-                f"nothing but nodata; copy it again, or remove it and {remedy} again"
+                f"chip store {store.path} lacks {counted(missing, 'shard')} of split {split!r}, and what they held "
+                f"would read as nothing but nodata; copy it again, or remove it and {remedy} again"
             )
     statistics = attributes["statistics"]
     if not statistics or None in statistics["mean"] or not store.table(settings.split)["valid_fraction"].any():

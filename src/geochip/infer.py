@@ -28,7 +28,7 @@ from geochip.errors import run_command
 from geochip.gpus import usable
 from geochip.infer_plan import InferPlan, plan_inference, predictions_depend_on
 from geochip.infer_worker import Job, Piece, Record, changed_scenes, predict_pieces, write_some_cogs
-from geochip.progress import ProgressReport
+from geochip.progress import ProgressReport, counted
 from geochip.recheck import recheck
 from geochip.run_file import parse_command
 from geochip.scenes import SetAside, settle_bad_scenes
@@ -58,8 +58,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"warning: {warning}")
     sliding = plan.sliding
     print(
-        f"{len(plan.scenes)} scenes, {plan.windows} windows of {sliding.size} x {sliding.size} pixels, "
-        f"{sliding.stride} pixels apart"
+        f"{counted(len(plan.scenes), 'scene')}, {counted(plan.windows, 'window')} of {sliding.size} x {sliding.size} "
+        f"pixels, {sliding.stride} pixels apart"
     )
     if "dry_run" in called.switches:
         describe_jobs(config.cluster, "gpu", config.run_dir)

@@ -11,6 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 SECONDS_BETWEEN_LINES = 60.0
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts: 1 chip, 20 chips.
+
+    Args:
+        number: how many.
+        noun: one of them; its plural takes an s.
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class ProgressReport:
     """Counts finished pieces of work and shows them on standard error, whatever standard error is.
 

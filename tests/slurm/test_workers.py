@@ -240,7 +240,7 @@ def test_replacements_are_bounded(tmp_path, slurm):
             slurm.run("scancel", job_id)
 
     with (
-        pytest.raises(WorkError, match=r"^1 jobs were lost, and cluster.max_replacements is 0; see the logs"),
+        pytest.raises(WorkError, match=r"^1 job was lost, and cluster.max_replacements is 0; see the logs"),
         dask_client(cluster(max_replacements=0), run_dir=tmp_path) as client,
     ):
         run_tasks(client, time.sleep, ((str(n), (0.2,)) for n in range(1000)), lose)

@@ -19,6 +19,7 @@ from geochip.cluster._supervisor import StillWaitingError
 from geochip.cluster._tasks import make_way, run_tasks, wait_for_a_worker, worker_count
 from geochip.config import ClusterConfig
 from geochip.errors import InputError
+from geochip.progress import counted
 from geochip.slurm import find_slurm, inside_a_job
 
 Jobs = Literal["cpu", "gpu"]
@@ -151,5 +152,5 @@ def describe_jobs(cluster: ClusterConfig, jobs: Jobs, run_dir: str | Path) -> No
     if cluster.kind == "slurm":
         from geochip.cluster._slurm import DEFAULT_WORKERS
 
-        print(f"{cluster.workers or DEFAULT_WORKERS} jobs with this script would be submitted:\n")
+        print(f"{counted(cluster.workers or DEFAULT_WORKERS, 'job')} with this script would be submitted:\n")
         print(job_script(cluster, jobs, run_dir))

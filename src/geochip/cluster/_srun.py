@@ -22,6 +22,7 @@ from geochip.cluster._tasks import WHAT_IS_KEPT, watched
 from geochip.config import ClusterConfig, SlurmJobConfig, memory_mib
 from geochip.errors import WorkError
 from geochip.files import make_directory
+from geochip.progress import counted
 
 _DEATH_TIMEOUT = 300
 _DRIVER_MIB = 1024
@@ -66,7 +67,7 @@ class Step:
                 # Ctrl-C is the driver's, which ends the step.
                 start_new_session=True,
             )  # fmt: skip
-        say(f"started {self.count} workers by srun; log: {self.log}")
+        say(f"started {counted(self.count, 'worker')} by srun; log: {self.log}")
 
     def __exit__(self, *_: object) -> None:
         if self._process is None or self._process.poll() is not None:

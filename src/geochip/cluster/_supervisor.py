@@ -18,6 +18,7 @@ from geochip.cluster._signals import undisturbed
 from geochip.cluster._tasks import WHAT_IS_KEPT
 from geochip.config import ClusterConfig
 from geochip.errors import WorkError
+from geochip.progress import counted
 from geochip.slurm import JobState, SlurmError, cancel, explain, job_states, run_slurm
 
 _TICK_SECONDS = 0.5
@@ -333,17 +334,15 @@ class Supervisor:
                 return
             # Those that ended in time do not count: only what was lost is bounded.
             if not (self._to_submit or self._to_renew) and self._replaced >= self._cluster.max_replacements:
+                lost = f"{counted(self._lost, 'job')} {'was' if self._lost == 1 else 'were'} lost"
                 if not self._jobs:
                     self._give_up(
-                        f"{self._lost} jobs were lost, and cluster.max_replacements is "
+                        f"{lost}, and cluster.max_replacements is "
                         f"{self._cluster.max_replacements}; see the logs, or raise it if nodes are preempted often"
                     )
                 elif not self._limit_told:
                     self._limit_told = True
-                    say(
-                        f"{self._lost} jobs were lost: no more are submitted (cluster.max_replacements); "
-                        f"{len(self._jobs)} are left"
-                    )
+                    say(f"{lost}: no more are submitted (cluster.max_replacements); {len(self._jobs)} are left")
                 return
             try:
                 job_id = self._submit()

@@ -9,6 +9,7 @@ from geochip.doctor.findings import Case, Finding, fail, fails, listed, ok, warn
 from geochip.errors import GeochipError, InputError
 from geochip.infer_plan import plan_inference
 from geochip.model import check_bundle_dir, rehearse, require_cached_weights
+from geochip.progress import counted
 from geochip.recheck import describe_doubtful
 from geochip.store import journal_path, other_scenes, read_journal, refuse_other
 
@@ -24,8 +25,10 @@ def scenes(case: Case) -> list[Finding]:
     found.append(
         ok(
             what,
-            f"{len(plan.catalogue.scenes)} scenes below {config.data.root}, {plan.plan.chips} chips "
-            f"({', '.join(f'{count} in {split}' for split, count in counts.items())}) in {expected.tasks} tasks",
+            f"{counted(len(plan.catalogue.scenes), 'scene')} below {config.data.root}, "
+            f"{counted(plan.plan.chips, 'chip')} "
+            f"({', '.join(f'{count} in {split}' for split, count in counts.items())}) in "
+            f"{counted(expected.tasks, 'task')}",
         )
     )
     found += bad_scenes(plan, config.data.max_bad_scenes)
@@ -95,9 +98,9 @@ def predicted(case: Case) -> list[Finding]:
         except InputError as error:
             return fails(what, error)
         scenes, bad, doubts = len(plan.scenes), plan.bad, plan.warnings
-        windows = f"{plan.windows} windows with the model {config.bundle_dir}"
+        windows = f"{counted(plan.windows, 'window')} with the model {config.bundle_dir}"
     of = "infer.files" if config.infer.files else f"split {config.infer.split}"
-    found = [ok(what, f"{scenes} scenes of {of}; {windows}")]
+    found = [ok(what, f"{counted(scenes, 'scene')} of {of}; {windows}")]
     if bad:
         judge = warn if len(bad) <= config.data.max_bad_scenes else fail
         found.append(judge(what, f"{len(bad)} cannot be predicted: {listed(bad, 3)}; mend them"))
