@@ -228,7 +228,7 @@ def test_a_second_run_has_nothing_to_do_and_changes_nothing(tmp_path, chip, caps
 
 def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path, chip):
     scenes(tmp_path, ids="123456789")
-    flags = ["--chips.per_scene=900", "--chips.size=24"]
+    flags = ["--chips.per_scene=500", "--chips.size=24"]
     quiet = tree_hash(chip(*flags, run_dir="quiet"))
     command = [
         sys.executable, "-m", "geochip.chipping", f"--run_dir={tmp_path / 'killed'}",
@@ -249,7 +249,7 @@ def test_a_killed_run_is_continued_to_the_same_bytes(tmp_path, chip):
     psutil.wait_procs(children, timeout=60)
     assert ChipStore(store).attrs["complete"] is False
     shards = len(list((store / "train" / "image").glob("c.*")))
-    assert 5 <= shards < 9 * 900 // 64
+    assert 5 <= shards < 9 * 500 // 64
     (store / "train" / "image" / "c.999.0.0.0.__lock").touch()
     assert tree_hash(chip(*flags, run_dir="killed")) == quiet
 
@@ -743,7 +743,7 @@ def test_another_train_split_is_another_store(tmp_path, chip):
 
 def test_ctrl_c_ends_quietly_and_the_run_goes_on_later(tmp_path, chip):
     scenes(tmp_path, ids="123456789")
-    flags = ["--chips.per_scene=900", "--chips.size=24"]
+    flags = ["--chips.per_scene=500", "--chips.size=24"]
     command = [
         sys.executable, "-m", "geochip.chipping", f"--run_dir={tmp_path / 'run'}", *data_flags(tmp_path / "data", "train"),
         "--train.val_split=null", *flags, "--cluster.workers=2",
