@@ -99,7 +99,7 @@ take_sbatch_defaults() {
     GEOCHIP_INHERITED=""
     for name in RESERVATION CONSTRAINT WCKEY; do
       value=SBATCH_$name
-      if [ -n "${!value:-}" ] && [[ " ${GEOCHIP_DIRECTIVES[*]}" != *" --${name,,}"[=\ ]* ]]; then
+      if [ -n "${!value:-}" ] && ! is_among "--${name,,}" "${GEOCHIP_DIRECTIVES[@]}"; then
         GEOCHIP_INHERITED+="--${name,,}=${!value}"$'\n'
       fi
     done
@@ -238,6 +238,7 @@ long_name() { # OPTION OF SBATCH: its name without a value; sets NAME. Ways to a
   case $NAME in
     -A) NAME=--account ;;
     -c) NAME=--cpus-per-task ;;
+    -C) NAME=--constraint ;;
     -J) NAME=--job-name ;;
     -n) NAME=--ntasks ;;
     -N) NAME=--nodes ;;
@@ -250,11 +251,16 @@ long_name() { # OPTION OF SBATCH: its name without a value; sets NAME. Ways to a
 }
 
 skipped() { # OPTION OF SBATCH: whether the site refuses it
-  local skip option
+  is_among "$1" "${GEOCHIP_SKIP_DIRECTIVES[@]}"
+}
+
+is_among() { # OPTION OF SBATCH, OTHERS...: whether one of the others is the same one, with whatever value
+  local other option
   long_name "$1"
   option=$NAME
-  for skip in "${GEOCHIP_SKIP_DIRECTIVES[@]}"; do
-    long_name "$skip"
+  shift
+  for other in "$@"; do
+    long_name "$other"
     if [ "$NAME" = "$option" ]; then return 0; fi
   done
   return 1
@@ -362,15 +368,13 @@ dask_flags() { # WORKERS: sets FLAGS
 
 enter_job() { # STEP: everything that a batch script does before its work
   [ -n "${SLURM_JOB_ID:-}" ] || fail "$1.sbatch runs in a Slurm job: sbatch cluster/$1.sbatch $OUT, or cluster/pipeline.sh $OUT"
+  # Put back into the queue it goes on with what it began with, whatever became of the file that was named then.
+  if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -e "$OUT/run.yaml" ]; then RUN_FILE=$OUT/run.yaml; fi
   find_run_file
   keep_run_file
   make_logs
   go_where_it_began
-  # Of drivers that were killed: those that live touch theirs every minute.
-  if [ -d "$OUT/.keys" ]; then
-    find "$OUT/.keys" -mindepth 1 -maxdepth 1 -mmin +5 -exec rm -rf {} +
-    rmdir "$OUT/.keys" 2>/dev/null || true
-  fi
+  sweep_keys
   # Where this was submitted alone: pipeline.sh knows its own jobs already.
   grep -qsFx "$1 $SLURM_JOB_ID" "$OUT/logs/jobs" || echo "$1 $SLURM_JOB_ID" >>"$OUT/logs/jobs"
   echo "geochip $1: job $SLURM_JOB_ID on ${SLURM_JOB_NODELIST:-$(hostname)}, start $((${SLURM_RESTART_COUNT:-0} + 1)), $(date '+%F %T')"
@@ -384,7 +388,7 @@ keep_run_file() { # [--look]: write nothing
     [ "$RUN_FILE" -ef "$kept" ] || cmp -s "$RUN_FILE" "$kept" ||
       fail "$OUT was begun with another run file: $kept differs from $RUN_FILE. To go on with it, leave the run file out; to begin another run, choose another directory; to change this one, edit $kept"
   elif [ "${1:-}" != --look ]; then
-    { mkdir -p "$OUT" && cp -- "$RUN_FILE" "$kept"; } || fail "$OUT cannot be written; choose another directory" 1
+    { mkdir -p "$OUT" && cp -- "$RUN_FILE" "$kept.$$" && mv -n -- "$kept.$$" "$kept" && rm -f -- "$kept.$$"; } || fail "$OUT cannot be written; choose another directory" 1
   fi
   RUN_FILE=$kept
 }
@@ -394,8 +398,21 @@ go_where_it_began() { # after make_logs
   local file=$OUT/logs/directory began
   if [ ! -e "$file" ]; then printf '%s\n' "$PWD" >"$file"; fi
   began=$(cat "$file")
-  cd "$began" || fail "this run was begun in $began, which relative paths of its run file are meant from, and which is no more; write where that is now into $file"
+  cd "$began" 2>/dev/null ||
+    printf 'geochip: warning: %s\n' "this run was begun in $began, from which relative paths of its run file are meant, and which is not on $(hostname); if it has any, write where that is now into $file" >&2
 }
+
+# Keys of drivers that were killed: those that live touch theirs every minute. By the file server's clock.
+sweep_keys() {
+  local mark
+  if [ ! -d "$OUT/.keys" ]; then return 0; fi
+  if mark=$(mktemp "$OUT/.keys/.now_XXXXXX"); then
+    touch -r "$mark" -d '-5 minutes' "$mark" &&
+      find "$OUT/.keys" -mindepth 1 -maxdepth 1 ! -newer "$mark" -exec rm -rf {} + || true
+    rm -f "$mark" || true
+  fi
+  rmdir "$OUT/.keys" || true
+} 2>/dev/null
 
 make_logs() {
   # Results have the rights that the person's umask gives. Logs may name machines and paths: nobody else's business.

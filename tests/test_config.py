@@ -284,12 +284,13 @@ def test_errors_become_exit_codes(error, code, capsys):
         ("cluster.cpu.interface", "GEOCHIP_INTERFACE"),
         ("cluster.gpu.interface", "GEOCHIP_GPU_INTERFACE"),
         ("fewer (cluster.workers)", "fewer (GEOCHIP_CHIP_WORKERS or GEOCHIP_INFER_WORKERS)"),
+        ("use --cluster.wait_minutes 3", "use GEOCHIP_WAIT_MINUTES 3"),
         ("(cluster.wait_minutes)", "(GEOCHIP_WAIT_MINUTES)"),
         # What site.env does not set.
         ("cluster.max_replacements", None),
         ("cluster.cpu.gres", None),
         ("cluster.gpu.profile", None),
-        ("infer.store: /my/cluster.cpu/cluster.sh", None),
+        ("infer.store: /my/cluster.cpu/cluster.sh, dask-cluster.kind", None),
     ],
 )  # fmt: skip
 def test_started_by_a_batch_script_settings_are_named_as_in_the_site_file(monkeypatch, capsys, text, here):

@@ -271,6 +271,8 @@ def test_pretrained_weights_are_looked_for_where_training_runs(examine, scenes, 
 
     put_into_cache(tmp_path / "here" / "hub")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "here" / "hub"))
+    # As if it were a gpu worker of Slurm, which tests/slurm has.
+    monkeypatch.setattr(workers, "trains", lambda case, jobs: True)
     flags = ["--model.architecture=unet", "--model.encoder=resnet18"]
     for home in ("there", "here"):
         with strange_worker(
@@ -572,9 +574,10 @@ def test_a_soft_quota_is_no_end_but_for_good(lustre):
         found = judge_room(lustre(user=soft), needed)
         assert found.level == "warn"
         assert (
-            f"that passes the soft quota of user {os.geteuid()}, which leaves {left} and may be passed for some days only; free some"
-            in found.text
-        )
+            f"that passes the soft quota of user {os.geteuid()}, which leaves {left} and may be passed for some days only "
+            f"(`lfs quota -h -u {os.geteuid()} "
+        ) in found.text
+        assert "no quota leaves less" not in found.text
     found = judge_room(lustre(user=soft.replace("2048 3072 0 -", "4096* 3072 0 none")), Needed(bytes=1, files=1))
     assert found.level == "FAIL"
 
@@ -930,27 +933,42 @@ def test_what_the_trial_of_nccl_means():
     def levels(case, gpus):
         return [one.level for one in machine.judge_nccl(case, gpus, " on n1")]
 
-    broken = replace(A100, nccl_trouble="no socket interface found")
+    alone = replace(A100, nccl_trouble="no socket interface found")
+    broken = replace(alone, devices=A100.devices * 2)
     (found,) = machine.judge_nccl(case_on(), broken, " on n1")
     assert str(found).startswith(
         "FAIL nccl: one rank cannot add up a tensor on n1, as several do at each step of training: no socket interface "
         "found; NCCL_DEBUG=INFO has NCCL say more, and NCCL_SOCKET_IFNAME"
     )
     assert levels(case_on(), A100) == ["ok"]
-    assert levels(case_on(), replace(broken, visible="MIG-6a-1")) == ["warn"]
+    # One rank, which does without.
+    assert levels(case_on(), replace(broken, visible="MIG-6a-1")) == levels(case_on(), alone) == ["warn"]
     assert levels(case_on("cpu"), broken) == []
     assert levels(case_on(), NONE) == levels(case_on(), replace(A100, nccl=None)) == []
     seen = Seen(facts=replace(PLAIN, gpus=broken), unseen=(), unwritable={}, unreadable={})
-    case = case_on(kind="address", address="tcp://10.0.0.1:8786")
-    case.__dict__["facts"] = PLAIN
-    assert [one.what for one in workers.judge_worker(case, "cpu", seen) if one.level == "FAIL"] == ["nccl"]
+    for kind, failed in (("srun", ["nccl"]), ("address", [])):
+        case = case_on(kind=kind, address="tcp://10.0.0.1:8786" if kind == "address" else None)
+        case.__dict__["facts"] = PLAIN
+        assert [one.what for one in workers.judge_worker(case, "cpu", seen) if one.level == "FAIL"] == failed
+
+
+def test_workers_of_somebody_elses_cluster_predict_and_do_not_train():
+    assert workers.computes_on(case_on(kind="address", address="tcp://10.0.0.1:8786"), "cpu") == ("infer.device",)
+    assert workers.computes_on(case_on(kind="srun"), "cpu") == ("train.device", "infer.device")
+    assert [workers.computes_on(case_on(kind="slurm"), jobs) for jobs in ("cpu", "gpu")] == [
+        (), ("train.device", "infer.device"),
+    ]  # fmt: skip
+    assert workers.computes_on(case_on(kind="local"), "cpu") == ()
 
 
 def test_nccl_of_this_machine_is_judged_where_it_trains(monkeypatch):
-    broken = replace(PLAIN, gpus=replace(A100, nccl_trouble="no socket interface found"))
-    monkeypatch.setattr(machine, "gather", lambda *, gpus: broken)
+    broken = replace(PLAIN, gpus=replace(A100, nccl_trouble="no socket interface found", devices=A100.devices * 2))
+    tried = []
+    monkeypatch.setattr(machine, "gather", lambda *, gpus, nccl: tried.append(nccl) or broken)
     assert [one.level for one in machine.gpus_here(case_on(kind="local"))] == ["ok", "FAIL"]
     assert [one.level for one in machine.gpus_here(case_on(kind="slurm"))] == ["ok"]
+    # Nor does it take a login node's GPU for it.
+    assert tried == [True, False]
 
 
 @pytest.mark.gpu
@@ -1001,9 +1019,10 @@ def test_a_gpu_that_is_asked_for_on_a_machine_without(examine, scenes):
     )
     assert re.search(r"none on \S+, but train.device: cuda and infer.device: cuda needs one", text)
     assert "need not have one" in examine("--no_probe").about("gpu", "ok")
-    # A worker stands for training as well.
-    text = examine("--train.device=cuda", "--infer.device=cpu").about("gpu", "FAIL")
-    assert re.search(r"none on \S+, but train.device: cuda needs one", text)
+    # A worker of somebody's cluster predicts, and does not train.
+    text = examine("--train.device=cuda", "--infer.device=cuda").about("gpu", "FAIL")
+    assert re.search(r"none on \S+, but infer.device: cuda needs one", text)
+    assert not examine("--train.device=cuda", "--infer.device=cpu").about("gpu", "FAIL")
     assert not examine("--train.device=cpu", "--infer.device=cpu").about("gpu", "FAIL")
 
 

@@ -56,7 +56,7 @@ class Slurm:
         self.states[job_id] = state
         self.here.discard(job_id)
 
-    def job_states(self, name, *, details=True):
+    def job_states(self, name, ids=(), *, details=True):
         assert name == self.name
         return {
             job_id: JobState(
@@ -221,9 +221,11 @@ def test_without_any_worker_a_run_goes_on_only_where_slurm_may_answer_later(slur
 def test_slurm_is_asked_seldom_while_nothing_is_the_matter(slurm, monkeypatch):
     asked = []
 
-    def job_states(name, **options):
+    def job_states(name, ids=()):
         asked.append(name)
-        return slurm.job_states(name, **options)
+        # Details of those alone that are followed.
+        assert set(ids) == set(supervisor._jobs)
+        return slurm.job_states(name, ids)
 
     def asked_in(seconds):
         asked.clear()

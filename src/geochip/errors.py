@@ -70,7 +70,7 @@ def as_named_here(text: str) -> str:
             return found[0]
         return " or ".join(f"GEOCHIP_{one}" for one in name.format(JOBS=(jobs or "").upper()).split(" or "))
 
-    named = re.sub(r"(?<![\w./])cluster\.(?:(cpu|gpu)\b(?:\.(\w+))?|(\w+))", variable, text)
+    named = re.sub(r"(?<![\w./-])(?:--)?cluster\.(?:(cpu|gpu)\b(?:\.(\w+))?|(\w+))", variable, text)
     return text if named == text else f"{named} [GEOCHIP_... are set in {file}]"
 
 

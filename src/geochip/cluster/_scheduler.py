@@ -25,7 +25,7 @@ _SETTINGS = {
     "distributed.scheduler.allowed-failures": 10,
     # A node whose disk stands still for minutes has not lost its worker.
     "distributed.scheduler.worker-ttl": "15 minutes",
-    # One that is preempted may come back in its own job, minutes later.
+    # Dask's own care for workers that it misses; jobs are followed by their ids here, so it has nothing to hurry for.
     "distributed.deploy.lost-worker-timeout": "15 minutes",
 }
 

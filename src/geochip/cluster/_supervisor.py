@@ -35,6 +35,8 @@ _TAILS = 3
 _STILLBORN = 3
 _GOODBYE_SECONDS = 4.0
 _CANCELS = 3
+# It may be submitting, for which sbatch is given 120 s.
+_JOIN_SECONDS = 150.0
 _CANCEL_AGAIN_SECONDS = 2.0
 _END_SECONDS = 8.0
 # A node could not start it; another job may be given another node. What the site's staff hold is not one of these.
@@ -139,8 +141,7 @@ class Supervisor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        # It may be submitting.
-        self._thread.join(60)
+        self._thread.join(_JOIN_SECONDS)
         self._cancel_all()
 
     def look(self) -> None:
@@ -166,6 +167,7 @@ class Supervisor:
             try:
                 # By name: also one that was submitted while this process was told to end, and whose id was never read.
                 run_slurm("scancel", "--quiet", f"--name={self._submitter.name}", f"--user={os.getuid()}")
+                cancel(self._jobs)
             except SlurmError as error:
                 if attempt == _CANCELS - 1:
                     say(
@@ -236,7 +238,7 @@ class Supervisor:
 
     def _poll(self, now: float, here: set[str]) -> None:
         try:
-            states = job_states(self._submitter.name)
+            states = job_states(self._submitter.name, self._jobs)
         except SlurmError as error:
             if self._silent_since is None or now - self._told_at >= _TELL_SECONDS:
                 say(f"squeue: {error.stderr}; asking again" if error.stderr else f"{error}; asking again")
@@ -354,7 +356,8 @@ class Supervisor:
                 if str(error) != self._refused:
                     say(f"{error}; tried again every minute")
                 self._refused = str(error)
-                self._retry_at = now + _RETRY_SECONDS
+                # From now on: sbatch may have taken its time.
+                self._retry_at = time.monotonic() + _RETRY_SECONDS
                 return
             self._refused = ""
             instead = self._to_submit == 0

@@ -134,7 +134,7 @@ def judge_room(there: Path, needed: Needed) -> Finding:
     if needed.bytes > room.bytes:
         return warn("space", f"{text}: enough only when imagery shrinks, as it mostly does; {remedy}{hint}")
     if soft := soft_quota(room, needed):
-        return warn("space", f"{text}: that passes {soft}; {remedy}{hint}")
+        return warn("space", f"{text}: that passes {soft}; {remedy}")
     return ok("space", f"{text}{hint}")
 
 
@@ -145,7 +145,10 @@ def soft_quota(room: Room, needed: Needed) -> str:
         left = megabytes(size) if size is not None and needed.bytes > size else ""
         left = f"{files} files" if not left and files is not None and needed.files > files else left
         if left:
-            return f"the soft quota of {quota.whose}, which leaves {left} and may be passed for some days only"
+            return (
+                f"the soft quota of {quota.whose}, which leaves {left} and may be passed for some days only "
+                f"(`{quota.command}`)"
+            )
     return ""
 
 

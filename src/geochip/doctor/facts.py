@@ -85,12 +85,13 @@ class Facts:
     """None: not looked for."""
 
 
-def gather(scratch: str | None = None, *, gpus: bool = False) -> Facts:
+def gather(scratch: str | None = None, *, gpus: bool = False, nccl: bool = True) -> Facts:
     """Look at the machine that this runs on.
 
     Args:
         scratch: directory for temporary files; None: the system's.
-        gpus: look for GPUs, and try NCCL where there are any, which takes some seconds.
+        gpus: look for GPUs, which takes a second or two.
+        nccl: try NCCL, too, where there are any, which takes some seconds.
     """
     scratch = scratch or tempfile.gettempdir()
     return Facts(
@@ -105,7 +106,7 @@ def gather(scratch: str | None = None, *, gpus: bool = False) -> Facts:
         interfaces=_interfaces(),
         scratch=scratch,
         scratch_disk=disk_type(Path(scratch)),
-        gpus=look_for_gpus() if gpus else None,
+        gpus=look_for_gpus(nccl=nccl) if gpus else None,
     )
 
 
@@ -170,8 +171,8 @@ def is_network_disk(kind: str) -> bool:
     return kind.startswith(_NETWORK_DISKS)
 
 
-def look_for_gpus() -> Gpus:
-    """What PyTorch can use here, and why not more; every GPU computes one number."""
+def look_for_gpus(*, nccl: bool = True) -> Gpus:
+    """What PyTorch can use here, and why not more; every GPU computes one number, and NCCL is tried if asked for."""
     import torch
 
     from geochip.gpus import given_by_slurm
@@ -205,11 +206,11 @@ def look_for_gpus() -> Gpus:
             properties = torch.cuda.get_device_properties(number)
             devices.append((str(properties.name), int(properties.total_memory)))
             usable.append(f"cuda:{number}")
-    nccl, nccl_trouble = None, ""
+    version, nccl_trouble = None, ""
     if torch.distributed.is_nccl_available():
-        nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-        nccl_trouble = try_collective("nccl", usable[0]) if usable else ""
-    return replace(there, devices=tuple(devices), nccl=nccl, nccl_trouble=nccl_trouble, trouble=trouble)
+        version = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+        nccl_trouble = try_collective("nccl", usable[0]) if usable and nccl else ""
+    return replace(there, devices=tuple(devices), nccl=version, nccl_trouble=nccl_trouble, trouble=trouble)
 
 
 def driver_version(text: str) -> str:

@@ -76,6 +76,10 @@ def closing(findings: Sequence[Finding]) -> str:
     )
 
 
+DEVICES = ("train.device", "infer.device")
+"""The keys of the run file that say what to compute on."""
+
+
 @dataclass(kw_only=True)
 class Case:
     """A run file under examination, with what several checks need to know."""
@@ -144,10 +148,10 @@ class Case:
         except GeochipError as error:
             return error
 
-    def devices(self, *which: Device) -> str:
+    def devices(self, *which: Device, keys: Sequence[str] = DEVICES) -> str:
         """The keys of the run file that say what to compute on, where they say one of these; "" for none of them."""
         asked = {"train.device": self.config.train.device, "infer.device": self.config.infer.device}
-        return " and ".join(f"{key}: {device}" for key, device in asked.items() if device in which)
+        return " and ".join(f"{key}: {asked[key]}" for key in keys if asked[key] in which)
 
     @property
     def elsewhere(self) -> bool:

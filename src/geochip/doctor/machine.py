@@ -1,11 +1,11 @@
 """Checks of a machine: the one that runs the command, and by the same functions those of the workers."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from geochip.chip_report import estimate, megabytes
 from geochip.doctor.facts import Facts, Gpus, gather, is_network_disk
-from geochip.doctor.findings import Case, Finding, fail, listed, ok, warn
+from geochip.doctor.findings import DEVICES, Case, Finding, fail, listed, ok, warn
 from geochip.errors import GeochipError
 
 _SMALL_SHARED_MEMORY = 2**30
@@ -152,16 +152,16 @@ def gpus_here(case: Case) -> list[Finding]:
     """GPUs of this machine, where it is this machine that would compute."""
     if not case.devices("cuda", "auto"):
         return [ok("gpu", "train.device and infer.device are cpu")]
-    facts = gather(gpus=True)
+    trains = case.config.cluster.kind == "local" and case.config.train.device != "cpu"
+    facts = gather(gpus=True, nccl=trains)
     assert facts.gpus is not None
     if case.config.cluster.kind != "local" and not facts.gpus.devices:
         return [ok("gpu", f"none on {facts.host}, which need not have one: the jobs of the cluster compute")]
     where = f" on {facts.host}"
-    trained_here = judge_nccl(case, facts.gpus, where) if case.config.cluster.kind == "local" else []
-    return judge_gpus(case, facts.gpus, where) + trained_here
+    return judge_gpus(case, facts.gpus, where) + (judge_nccl(case, facts.gpus, where) if trains else [])
 
 
-def judge_gpus(case: Case, gpus: Gpus, where: str, asked: str = "") -> list[Finding]:
+def judge_gpus(case: Case, gpus: Gpus, where: str, asked: str = "", keys: Sequence[str] = DEVICES) -> list[Finding]:
     """What there is to compute with, and what it means for the number of ranks.
 
     Args:
@@ -169,11 +169,12 @@ def judge_gpus(case: Case, gpus: Gpus, where: str, asked: str = "") -> list[Find
         gpus: what there is.
         where: such as " on node1".
         asked: how the machine's job asks for GPUs, such as "gres gpu:1"; "" where that is not known.
+        keys: of the run file, that say what this machine computes on.
     """
     if gpus.devices:
         return gpus_there(gpus, where)
     given = asked or ("what Slurm says, SLURM_GPUS_ON_NODE" if gpus.given else "")
-    demanded, why = case.devices("cuda"), why_no_gpu(gpus, given)
+    demanded, why = case.devices("cuda", keys=keys), why_no_gpu(gpus, given)
     if demanded:
         otherwise = "use cpu, and ask for no GPU" if given else "use auto or cpu"
         return [fail("gpu", f"none{where}, but {demanded} needs one; {why}; or {otherwise}")]
@@ -182,8 +183,8 @@ def judge_gpus(case: Case, gpus: Gpus, where: str, asked: str = "") -> list[Find
         return [
             fail(
                 "gpu",
-                f"none that PyTorch can use{where}, in spite of {given}: with {case.devices('auto')} a run ends there; "
-                f"{why}; or use cpu, and ask for no GPU",
+                f"none that PyTorch can use{where}, in spite of {given}: with "
+                f"{case.devices('auto', keys=keys)} a run ends there; {why}; or use cpu, and ask for no GPU",
             )
         ]
     if gpus.driver:
@@ -242,8 +243,8 @@ def judge_nccl(case: Case, gpus: Gpus, where: str) -> list[Finding]:
         return []
     if not gpus.nccl_trouble:
         return [ok(what, f"one rank adds up a tensor{where}")]
-    # A slice is for one rank, which adds nothing up.
-    judge = warn if gpus.is_slice else fail
+    # One rank alone adds nothing up; whether there are other nodes with ranks is not known here.
+    judge = fail if len(gpus.devices) > 1 and not gpus.is_slice else warn
     return [
         judge(
             what,

@@ -5,7 +5,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from geochip.cluster import Jobs, StillWaitingError, dask_client, end_of, wait_f
 from geochip.doctor import batch, machine
 from geochip.doctor.data import pretrained_weights_of_worker, wanted_weights
 from geochip.doctor.disks import why_not_writable
-from geochip.doctor.findings import Case, Finding, existing, fail, not_made, ok
+from geochip.doctor.findings import DEVICES, Case, Finding, existing, fail, not_made, ok
 from geochip.doctor.probe import Seen, file_of, look_from_worker, remove_marks, without_mark, write_mark
 from geochip.errors import GeochipError, WorkError
 
@@ -212,15 +212,22 @@ def files_of(case: Case) -> list[str]:
 
 
 def trains(case: Case, jobs: Jobs) -> bool:
-    """Whether a worker of this kind stands for the machines that train and predict, which this one is none of."""
-    # train.sbatch asks for what a gpu job asks for. Where there is one kind of workers only, it stands for all.
+    """Whether a worker of this kind stands for the machines that train, of which this one is none."""
+    # train.sbatch asks for what a gpu job asks for; within one job there is one kind of nodes.
     kind = case.config.cluster.kind
-    return kind != "local" and (kind != "slurm" or jobs == "gpu")
+    return kind == "srun" or (kind == "slurm" and jobs == "gpu")
+
+
+def computes_on(case: Case, jobs: Jobs) -> Sequence[str]:
+    """The keys of the run file that say what a worker's machine, which is not this one, computes on."""
+    if trains(case, jobs):
+        return DEVICES
+    return ("infer.device",) if case.config.cluster.kind == "address" else ()
 
 
 def wants_gpu(case: Case, jobs: Jobs) -> bool:
     """Whether training or inference may compute on a GPU that this worker sees and this machine does not."""
-    return trains(case, jobs) and case.devices("cuda", "auto") != ""
+    return case.devices("cuda", "auto", keys=computes_on(case, jobs)) != ""
 
 
 def judge_disks(what: str, directories: list[str], seen: Seen, back: list[str]) -> list[Finding]:
@@ -258,6 +265,7 @@ def judge_worker(case: Case, jobs: Jobs, seen: Seen) -> list[Finding]:
         asked = ""
         if not isinstance(case.scripts, GeochipError) and jobs in case.scripts:
             asked = batch.asked_gpus(batch.read_script(case.scripts[jobs]))
-        found += machine.judge_gpus(case, facts.gpus, where, asked)
-        found += machine.judge_nccl(case, facts.gpus, where)
+        found += machine.judge_gpus(case, facts.gpus, where, asked, computes_on(case, jobs))
+        if trains(case, jobs):
+            found += machine.judge_nccl(case, facts.gpus, where)
     return found

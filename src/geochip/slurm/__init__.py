@@ -195,12 +195,13 @@ def run_slurm(
     return done.stdout
 
 
-def job_states(name: str, *, details: bool = True) -> dict[str, JobState]:
+def job_states(name: str, ids: Iterable[str] = (), *, details: bool = True) -> dict[str, JobState]:
     """What Slurm says of this user's jobs of a name.
 
     Args:
-        name: of the jobs. Their ids would not do: one that was submitted may have none that anybody read.
-        details: ask for exit code and restarts of jobs that have ended, each by a command of its own.
+        name: of the jobs. Their ids alone would not do: one that was submitted may have none that anybody read.
+        ids: of those that are known. A site, or a person's directives, may have given them another name.
+        details: ask for exit code and restarts of those of `ids` that have ended, each by a command of its own.
 
     Returns:
         By id. A job that Slurm has forgotten, some minutes after its end, is absent.
@@ -209,10 +210,19 @@ def job_states(name: str, *, details: bool = True) -> dict[str, JobState]:
         SlurmError: when Slurm does not answer.
     """
     whose = (f"--name={name}", f"--user={os.getuid()}")
-    states = parse_squeue(run_slurm("squeue", "-h", "-a", "-t", "all", "-o", "%A|%T|%S|%N|%r", *whose))
-    for job_id, state in states.items():
-        if details and state.ended:
-            states[job_id] = _with_details(state)
+    squeue = ("squeue", "-h", "-a", "-t", "all", "-o", "%A|%T|%S|%N|%r")
+    states, ids = parse_squeue(run_slurm(*squeue, *whose)), list(ids)
+    missing = [job_id for job_id in ids if job_id not in states]
+    for start in range(0, len(missing), _IDS_AT_ONCE):
+        try:
+            states |= parse_squeue(run_slurm(*squeue, "-j", ",".join(missing[start : start + _IDS_AT_ONCE])))
+        except SlurmError as error:
+            # What squeue says when it is asked for one job alone, and does not know that.
+            if "invalid job id" not in str(error).lower():
+                raise
+    for job_id in ids:
+        if details and job_id in states and states[job_id].ended:
+            states[job_id] = _with_details(states[job_id])
     return states
 
 
