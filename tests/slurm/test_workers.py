@@ -234,6 +234,16 @@ def test_a_job_that_sbatch_submits_without_saying_so_is_one_of_the_workers(tmp_p
     assert left_by(run_dir) == (set(), [])
 
 
+def test_jobs_to_which_a_person_gave_another_name_are_followed_and_ended(tmp_path, slurm, capsys):
+    done = []
+    with dask_client(cluster(2, jobs={"directives": ("--job-name=mine",)}), run_dir=tmp_path) as client:
+        run_tasks(client, time.sleep, ((str(n), (0.5,)) for n in range(12)), lambda key, _: done.append(key))
+        assert slurm.run("squeue", "-h", "-o", "%j").split() == ["mine"] * 2
+    assert len(done) == 12
+    assert slurm.jobs() == []
+    assert " is gone" not in capsys.readouterr().err
+
+
 def test_replacements_are_bounded(tmp_path, slurm):
     def lose(*_):
         for job_id in slurm.jobs():

@@ -162,7 +162,7 @@ class Supervisor:
             cancel(job_id for job_id in list(self._jobs) if job_id not in here)
         # The others are told to end, so that they clear up after themselves; one that is busy is not waited for.
         self._scheduler.close()
-        _wait_for_end(self._submitter.name, _GOODBYE_SECONDS)
+        self._wait_for_end(_GOODBYE_SECONDS)
         for attempt in range(_CANCELS):
             try:
                 # By name: also one that was submitted while this process was told to end, and whose id was never read.
@@ -178,7 +178,17 @@ class Supervisor:
                 time.sleep(_CANCEL_AGAIN_SECONDS)
             else:
                 break
-        _wait_for_end(self._submitter.name, _END_SECONDS)
+        self._wait_for_end(_END_SECONDS)
+
+    def _wait_for_end(self, seconds: float) -> None:
+        """Wait until the jobs have ended, as far as Slurm tells, but not for long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(SlurmError):
+                states = job_states(self._submitter.name, self._jobs, details=False)
+                if all(state.ended for state in states.values()):
+                    return
+            time.sleep(0.5)
 
     def _submit_all(self) -> SlurmError | None:
         """Submit the jobs; returns why some of them were refused, if one at least was not.
@@ -426,13 +436,3 @@ class Supervisor:
 
     def _log_of(self, job_id: str) -> str:
         return str(self._submitter.log(job_id))
-
-
-def _wait_for_end(name: str, seconds: float) -> None:
-    """Wait until the jobs of a name have ended, as far as Slurm tells, but not for long."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(SlurmError):
-            if all(state.ended for state in job_states(name, details=False).values()):
-                return
-        time.sleep(0.5)
