@@ -388,7 +388,9 @@ keep_run_file() { # [--look]: write nothing
     [ "$RUN_FILE" -ef "$kept" ] || cmp -s "$RUN_FILE" "$kept" ||
       fail "$OUT was begun with another run file: $kept differs from $RUN_FILE. To go on with it, leave the run file out; to begin another run, choose another directory; to change this one, edit $kept"
   elif [ "${1:-}" != --look ]; then
-    { mkdir -p "$OUT" && cp -- "$RUN_FILE" "$kept.$$" && mv -n -- "$kept.$$" "$kept" && rm -f -- "$kept.$$"; } || fail "$OUT cannot be written; choose another directory" 1
+    # Whole or not at all; another step of this run may be faster.
+    { mkdir -p "$OUT" && cp -- "$RUN_FILE" "$kept.$$" && { mv -n -- "$kept.$$" "$kept" || [ -e "$kept" ]; } && rm -f -- "$kept.$$"; } ||
+      fail "$OUT cannot be written; choose another directory" 1
   fi
   RUN_FILE=$kept
 }
