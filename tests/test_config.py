@@ -1,4 +1,3 @@
-import itertools
 import os
 import re
 import subprocess
@@ -9,7 +8,7 @@ import pytest
 import yaml
 
 from geochip.config import RunConfig, available_cpus
-from geochip.errors import _OF_SITE, _OF_SITE_FOR_ALL, GeochipError, InputError, WorkError, run_command
+from geochip.errors import _OF_SITE, GeochipError, InputError, WorkError, run_command
 from geochip.run_file import config_keys, parse_run_config
 
 ROOT = Path(__file__).parents[1]
@@ -308,10 +307,10 @@ def test_started_by_a_batch_script_settings_are_named_as_in_the_site_file(monkey
 
 def test_every_variable_that_is_named_is_one_of_the_site_file():
     names = re.search(r"SITE_VARIABLES=\((.*?)\)", (ROOT / "cluster" / "lib.sh").read_text(), re.DOTALL)[1].split()
-    for jobs, key in itertools.product(("cpu", "gpu"), _OF_SITE):
-        if key and (jobs, key) != ("cpu", "gres"):
-            assert _OF_SITE[key].format(JOBS=jobs.upper()) in names
-    assert {one for name in _OF_SITE_FOR_ALL.values() for one in name.split(" or ")} <= set(names)
+    for key, variables in _OF_SITE.items():
+        for name in variables.split(" or GEOCHIP_"):
+            assert key in ("cpu", "gpu") or name in names
+            assert key in ("cpu", "gpu") or f"cluster.{key}" in config_keys()
 
 
 def test_a_defect_keeps_its_traceback():

@@ -32,17 +32,18 @@ class WorkError(GeochipError):
     exit_code = 1
 
 
-# The keys of a run file that cluster/lib.sh sets from site.env, and the variables that it takes them from.
+# The keys below cluster that cluster/lib.sh sets from site.env, and the variables that it takes them from.
 _OF_SITE = {
-    "partition": "{JOBS}_PARTITION", "gres": "{JOBS}_GRES", "cores": "{JOBS}_CORES", "memory": "{JOBS}_MEMORY",
-    "walltime": "{JOBS}_TIME", "account": "ACCOUNT", "qos": "QOS", "interface": "INTERFACE", "python": "PYTHON",
-    "local_directory": "LOCAL_DIRECTORY", "prologue": "PROLOGUE", "directives": "DIRECTIVES",
-    "skip_directives": "SKIP_DIRECTIVES", "": "{JOBS}_...",
-}  # fmt: skip
-_OF_SITE_FOR_ALL = {
-    "workers": "CHIP_WORKERS or INFER_WORKERS", "wait_minutes": "WAIT_MINUTES", "kind": "KIND",
+    "kind": "KIND", "workers": "CHIP_WORKERS or GEOCHIP_INFER_WORKERS", "wait_minutes": "WAIT_MINUTES",
     "scheduler_interface": "SCHEDULER_INTERFACE", "profiles": "PROFILES", "dashboard": "DASHBOARD",
+    "cpu.interface": "INTERFACE", "gpu.interface": "GPU_INTERFACE", "gpu.gres": "GPU_GRES",
 }  # fmt: skip
+for _jobs in ("cpu", "gpu"):
+    _own = {"partition": "PARTITION", "cores": "CORES", "memory": "MEMORY", "walltime": "TIME"}
+    _shared = ("account", "qos", "python", "local_directory", "prologue", "directives", "skip_directives")
+    _OF_SITE |= {_jobs: f"{_jobs.upper()}_..."}
+    _OF_SITE |= {f"{_jobs}.{key}": f"{_jobs.upper()}_{name}" for key, name in _own.items()}
+    _OF_SITE |= {f"{_jobs}.{key}": key.upper() for key in _shared}
 
 
 def as_named_here(text: str) -> str:
@@ -62,15 +63,10 @@ def as_named_here(text: str) -> str:
         return text
 
     def variable(found: re.Match[str]) -> str:
-        jobs, key, of_all = found.groups()
-        if (jobs, key) == ("gpu", "interface"):
-            return "GEOCHIP_GPU_INTERFACE"
-        name = _OF_SITE_FOR_ALL.get(of_all, "") if of_all else _OF_SITE.get(key or "", "")
-        if not name or (jobs == "cpu" and key == "gres"):
-            return found[0]
-        return " or ".join(f"GEOCHIP_{one}" for one in name.format(JOBS=(jobs or "").upper()).split(" or "))
+        name = _OF_SITE.get(found[1])
+        return f"GEOCHIP_{name}" if name else found[0]
 
-    named = re.sub(r"(?<![\w./-])(?:--)?cluster\.(?:(cpu|gpu)\b(?:\.(\w+))?|(\w+))", variable, text)
+    named = re.sub(r"(?<![\w./-])(?:--)?cluster\.(\w+(?:\.\w+)?)", variable, text)
     return text if named == text else f"{named} [GEOCHIP_... are set in {file}]"
 
 

@@ -42,7 +42,6 @@ def _add_up(backend: str, device: str) -> str:
         dist.all_reduce(tensor)
         # Waits for the GPU: only then is it known.
         total = tensor.sum().item()
-        dist.destroy_process_group()
     except Exception as error:  # of many kinds, each of which would end a training
         words = str(error).split() or [type(error).__name__]
         return " ".join(words[:_MOST_WORDS]) + (" ..." if len(words) > _MOST_WORDS else "")
