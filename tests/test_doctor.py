@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 from distributed import LocalCluster
 
-from geochip import chipping, doctor
+from geochip import chipping, doctor, gpus
 from geochip.cluster import StillWaitingError, export_lines
 from geochip.config import RunConfig
 from geochip.doctor import batch, disks, facts, machine, quota, workers
@@ -835,7 +835,7 @@ def test_what_pytorch_and_slurm_say_of_gpus(monkeypatch, tmp_path):
     (tmp_path / "version").write_text(
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\nGCC version: 12\n"
     )
-    monkeypatch.setattr(facts, "_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(gpus, "_DRIVER", tmp_path / "version")
     found = facts.look_for_gpus()
     assert found.trouble == "The driver is broken"
     assert (found.given, found.driver, found.driver_version) == (True, True, "535.104.05")
@@ -980,10 +980,12 @@ def test_nccl_on_a_real_gpu():
     assert try_collective("nccl", "cuda:0") == ""
 
 
-def test_versions_of_drivers():
+def test_versions_of_drivers(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpus, "_DRIVER", tmp_path / "version")
     open_one = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.14  Release Build  (dvs-builder@U16)\n"
-    assert facts.driver_version(open_one) == "550.54.14"
-    assert facts.driver_version("NVRM version: something else") == ""
+    for text, version in ((open_one, "550.54.14"), ("NVRM version: something else", "")):
+        (tmp_path / "version").write_text(text)
+        assert gpus.driver_version() == version
 
 
 @pytest.mark.parametrize(

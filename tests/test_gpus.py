@@ -13,6 +13,7 @@ OF_SLURM = ("SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS")
 def machine(monkeypatch):
     """One without a GPU, in no job."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpus, "has_driver", lambda: True)
     for name in (*OF_SLURM, "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
 
@@ -43,9 +44,8 @@ def test_a_gpu_of_slurm_that_cannot_be_used_is_no_reason_to_compute_on_the_cpu(m
     with pytest.raises(InputError) as error:
         gpus.usable("auto", "infer.device")
     assert str(error.value) == (
-        "Slurm gave this job a GPU, which cannot be used (infer.device): PyTorch sees no GPU here (No CUDA GPUs are "
-        "available, CUDA_VISIBLE_DEVICES is '0'); see what nvidia-smi says on this machine; in an Apptainer image use "
-        "exec --nv; or compute on the CPU: infer.device: cpu"
+        "Slurm gave this job a GPU, which cannot be used (infer.device): PyTorch says: No CUDA GPUs are available; there "
+        "is a driver: see `nvidia-smi -L`; CUDA_VISIBLE_DEVICES is 0; or compute on the CPU: infer.device: cpu"
     )
     assert gpus.usable("cpu", "infer.device") == 0
 
@@ -60,13 +60,24 @@ def test_a_job_without_a_gpu_computes_on_the_cpu(monkeypatch, value):
 def test_a_driver_that_is_too_old(monkeypatch):
     cuda_says(monkeypatch, "The NVIDIA driver on your system is too old (found version 12020).\nPlease update your GPU")
     monkeypatch.setattr(torch.version, "cuda", "13.2")
-    with pytest.raises(InputError, match="^train.device: 'cuda' is not possible: the GPU's driver is too old for this "
-                       r"PyTorch, which is built for CUDA 13.2 \(The NVIDIA driver .* \(found version 12020\). Please "
-                       "update your GPU\\); install a PyTorch for an older CUDA"):  # fmt: skip
+    with pytest.raises(InputError) as error:
         gpus.usable("cuda", "train.device")
+    assert str(error.value) == (
+        "train.device: 'cuda' is not possible: the driver, which is for CUDA 12.2, is too old for this PyTorch, which is "
+        "built for CUDA 13.2: install one that is built for CUDA 12 (pytorch.org tells the command), or ask the site's "
+        "staff for a newer driver; or compute on the CPU: train.device: cpu"
+    )
+
+
+def test_a_container_without_the_driver(monkeypatch):
+    cuda_says(monkeypatch, "Found no NVIDIA driver on your system")
+    monkeypatch.setattr(gpus, "has_driver", lambda: False)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "1")
+    with pytest.raises(InputError, match="there is no driver: start containers with --nv, else ask the site's staff"):
+        gpus.usable("auto", "train.device")
 
 
 def test_a_pytorch_for_cpus(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(InputError, match=r"this PyTorch \(\S+\) is built for CPUs alone; install one for CUDA"):
+    with pytest.raises(InputError, match="this PyTorch is built for the CPU only: install one that is built with CUDA"):
         gpus.usable("cuda", "train.device")

@@ -6,7 +6,6 @@ Workers import it too: nothing here reads a run file, and PyTorch is imported on
 import importlib.metadata
 import os
 import platform
-import re
 import resource
 import shutil
 import socket
@@ -26,8 +25,6 @@ _NETWORK_DISKS = (
     "nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "fuse.ceph", "fuse.sshfs", "9p", "gluster",
     "fuse.gluster", "panfs", "weka", "afs", "pvfs", "orangefs",
 )  # fmt: skip
-
-_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,14 +172,14 @@ def look_for_gpus(*, nccl: bool = True) -> Gpus:
     """What PyTorch can use here, and why not more; every GPU computes one number, and NCCL is tried if asked for."""
     import torch
 
-    from geochip.gpus import given_by_slurm
+    from geochip.gpus import driver_version, given_by_slurm, has_driver
 
     there = Gpus(
         cuda=torch.version.cuda,
         visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         given=given_by_slurm(os.environ),
-        driver=_DRIVER.exists() or shutil.which("nvidia-smi") is not None,
-        driver_version=driver_version(_DRIVER.read_text()) if _DRIVER.exists() else "",
+        driver=has_driver(),
+        driver_version=driver_version(),
     )
     if there.cuda is None:
         return there
@@ -211,9 +208,3 @@ def look_for_gpus(*, nccl: bool = True) -> Gpus:
         version = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
         nccl_trouble = try_collective("nccl", usable[0]) if usable and nccl else ""
     return replace(there, devices=tuple(devices), nccl=version, nccl_trouble=nccl_trouble, trouble=trouble)
-
-
-def driver_version(text: str) -> str:
-    """The driver's version in what it says of itself in /proc; "" where there is none."""
-    found = re.search(r"Kernel Module(?: for \S+)?\s+(\d+(?:\.\d+)+)", text)
-    return found[1] if found else ""

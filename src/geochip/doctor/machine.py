@@ -1,12 +1,12 @@
 """Checks of a machine: the one that runs the command, and by the same functions those of the workers."""
 
-import re
 from collections.abc import Mapping, Sequence
 
 from geochip.chip_report import estimate, megabytes
 from geochip.doctor.facts import Facts, Gpus, gather, is_network_disk
 from geochip.doctor.findings import DEVICES, Case, Finding, fail, listed, ok, warn
 from geochip.errors import GeochipError
+from geochip.gpus import explain_none
 
 _SMALL_SHARED_MEMORY = 2**30
 _FILES_OF_A_DRIVER, _FILES_OF_A_WORKER = 512, 10
@@ -174,7 +174,11 @@ def judge_gpus(case: Case, gpus: Gpus, where: str, asked: str = "", keys: Sequen
     if gpus.devices:
         return gpus_there(gpus, where)
     given = asked or ("what Slurm says, SLURM_GPUS_ON_NODE" if gpus.given else "")
-    demanded, why = case.devices("cuda", keys=keys), why_no_gpu(gpus, given)
+    demanded = case.devices("cuda", keys=keys)
+    why = explain_none(
+        cuda=gpus.cuda, trouble=gpus.trouble, driver=gpus.driver, driver_version=gpus.driver_version,
+        visible=gpus.visible, given=bool(given),
+    )  # fmt: skip
     if demanded:
         otherwise = "use cpu, and ask for no GPU" if given else "use auto or cpu"
         return [fail("gpu", f"none{where}, but {demanded} needs one; {why}; or {otherwise}")]
@@ -190,34 +194,6 @@ def judge_gpus(case: Case, gpus: Gpus, where: str, asked: str = "", keys: Sequen
     if gpus.driver:
         return [warn("gpu", f"none that PyTorch can use{where}; {why}")]
     return [ok("gpu", f"none{where}: computes on the CPU")]
-
-
-def why_no_gpu(gpus: Gpus, given: str) -> str:
-    """Why PyTorch has no GPU to compute on, and what to do.
-
-    Args:
-        gpus: what there is, without a device.
-        given: why there should be one; "" for no reason.
-    """
-    driver = f"driver {gpus.driver_version}" if gpus.driver_version else "driver"
-    install = "(pytorch.org tells the command)"
-    if gpus.cuda is None:
-        return f"this PyTorch is built for the CPU only: install one that is built with CUDA {install}"
-    if old := re.search(r"driver .*too old \(found version (\d+)\)", gpus.trouble):
-        # 12020 is 12.2.
-        newest, minor = divmod(int(old[1]) // 10, 100)
-        return (
-            f"the {driver}, which is for CUDA {newest}.{minor}, is too old for this PyTorch, which is built for CUDA "
-            f"{gpus.cuda}: install one that is built for CUDA {newest} {install}, or ask the site's staff for a newer "
-            "driver"
-        )
-    if not gpus.driver or "no NVIDIA driver" in gpus.trouble:
-        there = f"the machine has {driver}, but not where PyTorch runs" if gpus.driver_version else "there is no driver"
-        ask = "" if given else "ask for a GPU (gres), and "
-        return f"{there}: {ask}start containers with --nv, else ask the site's staff"
-    said = f"PyTorch says: {gpus.trouble}" if gpus.trouble else "none is visible"
-    visible = f"CUDA_VISIBLE_DEVICES is {gpus.visible}" if gpus.visible else "CUDA_VISIBLE_DEVICES is not set"
-    return f"{said}; there is a {driver}: see `nvidia-smi -L`; {visible}"
 
 
 def gpus_there(gpus: Gpus, where: str) -> list[Finding]:
