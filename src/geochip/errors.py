@@ -32,6 +32,10 @@ class WorkError(GeochipError):
     exit_code = 1
 
 
+class DamagedError(InputError):
+    """A file that geochip wrote does not hold what geochip writes; the text names it, what is wrong, and the remedy."""
+
+
 # The keys below cluster that cluster/lib.sh sets from site.env, and the variables that it takes them from.
 _OF_SITE = {
     "kind": "KIND", "workers": "CHIP_WORKERS or GEOCHIP_INFER_WORKERS", "wait_minutes": "WAIT_MINUTES",

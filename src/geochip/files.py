@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,48 @@ from typing import BinaryIO
 from geochip.errors import InputError, WorkError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_KINDS = {
+    stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a directory",
+}  # fmt: skip
+
+
+class NotRegularError(OSError):
+    """What was to be read is no regular file: a named pipe would make its reader wait for ever."""
+
+
+def require_regular(path: Path | str) -> os.stat_result:
+    """See that a path leads to a regular file, before anything opens it.
+
+    Args:
+        path: the file; symbolic links are followed.
+
+    Returns:
+        Its facts.
+
+    Raises:
+        NotRegularError: when it is a directory, a named pipe, a socket or a device; `strerror` says which.
+        FileNotFoundError, PermissionError: when it cannot be reached.
+    """
+    facts = Path(path).stat()
+    if not stat.S_ISREG(facts.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(facts.st_mode), "no regular file")
+        number = errno.EISDIR if stat.S_ISDIR(facts.st_mode) else errno.EINVAL
+        raise NotRegularError(number, f"it is {kind}, not a regular file", str(path))
+    return facts
+
+
+def read_regular(path: Path | str) -> bytes:
+    """All bytes of a regular file; see `require_regular`.
+
+    Opened without waiting and looked at afterwards: what stands at the path may be another thing a moment later.
+    """
+    require_regular(path)
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise NotRegularError(errno.EINVAL, "it is no regular file", str(path))
+        return file.read()
 
 
 @contextlib.contextmanager
