@@ -20,6 +20,7 @@ import shapely
 
 from geochip.config import RunConfig
 from geochip.errors import InputError
+from geochip.geodesy import period, rolled_together
 from geochip.scenes.header import SetAside
 from geochip.scenes.reader import Scene
 from geochip.scenes.table import footprint
@@ -110,10 +111,14 @@ def _outlines(scenes: Sequence[Scene]) -> npt.NDArray[Any]:
     if not scenes:
         return np.array([], object)
     on_earth = gpd.GeoSeries(np.array(polygons, object), crs="EPSG:4326")
-    outlines = _measured(scenes, on_earth, _shared_crs(scenes))
+    shared = _shared_crs(scenes)
+    if shared is not None and period(shared) is not None and _over_180(on_earth):
+        # Neighbours would lie at either end of such a map.
+        shared = None
+    outlines = _measured(scenes, on_earth, shared)
     if outlines is None:
         with contextlib.suppress(RuntimeError):  # no zone fits
-            outlines = _measured(scenes, on_earth, on_earth.estimate_utm_crs())
+            outlines = _measured(scenes, on_earth, _utm_of(on_earth))
     if outlines is None:
         raise InputError(
             f"split.by: blocks found no CRS in which all {len(scenes)} scenes can be measured in metres, they lie too "
@@ -128,6 +133,23 @@ def _shared_crs(scenes: Sequence[Scene]) -> pyproj.CRS | None:
         return None
     crs = pyproj.CRS(scenes[0].crs)
     return crs if crs.is_projected and all(axis.unit_conversion_factor == 1 for axis in crs.axis_info) else None
+
+
+def _over_180(on_earth: gpd.GeoSeries) -> bool:
+    """Whether outlines lie on both sides of 180 degrees, and nearer to it than to Greenwich."""
+    outlines = on_earth.to_numpy()
+    return rolled_together(outlines) is not outlines
+
+
+def _utm_of(on_earth: gpd.GeoSeries) -> pyproj.CRS:
+    """The UTM zone of the middle of some outlines, which may lie around 180 degrees.
+
+    Raises:
+        RuntimeError: when no zone fits.
+    """
+    west, south, east, north = shapely.total_bounds(rolled_together(on_earth.to_numpy())).tolist()
+    middle = shapely.Point(((west + east) / 2 + 180) % 360 - 180, (south + north) / 2)
+    return gpd.GeoSeries([middle], crs="EPSG:4326").estimate_utm_crs()
 
 
 def _measured(scenes: Sequence[Scene], on_earth: gpd.GeoSeries, crs: pyproj.CRS | None) -> npt.NDArray[Any] | None:

@@ -4,7 +4,6 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from affine import Affine
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 
+from geochip.geodesy import to_lon_lat
 from geochip.scenes.reader import Scene, gdal_reason, quiet_open
 
 SUPPORTED_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
@@ -251,12 +251,6 @@ def _fits(nodata: float, dtype: str) -> bool:
         return not np.isfinite(nodata) or abs(nodata) <= float(np.finfo(kind).max) * (1 + 1e-6)
     limits = np.iinfo(kind)
     return float(nodata).is_integer() and limits.min <= nodata <= limits.max
-
-
-@lru_cache(maxsize=64)
-def to_lon_lat(crs: str) -> pyproj.Transformer:
-    """From x and y in a CRS to degrees of longitude and latitude."""
-    return pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
 
 
 def _ground_pixel_size(crs: str | None, transform: Affine, height: int, width: int) -> float | None:

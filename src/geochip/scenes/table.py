@@ -7,11 +7,10 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
-import pyproj
 import shapely
 
+from geochip.geodesy import outlines
 from geochip.scenes.catalogue import Catalogue
-from geochip.scenes.header import to_lon_lat
 from geochip.scenes.reader import Scene
 from geochip.windows import Window
 
@@ -36,16 +35,13 @@ def corners(scene: Scene, windows: Sequence[Window], inset: float = 0.0) -> npt.
     return np.stack([a * cols + b * rows + c, d * cols + e * rows + f], axis=-1)
 
 
-def footprint(scene: Scene) -> shapely.Polygon | None:
-    """The outline of a scene as a polygon in EPSG:4326; None when nothing relates the scene to the earth."""
+def footprint(scene: Scene) -> shapely.Geometry | None:
+    """The outline of a scene in EPSG:4326, cut at 180 degrees; None when nothing relates the scene to the earth."""
     if scene.crs is None:
         return None
-    (xy,) = corners(scene, [Window(row_off=0, col_off=0, height=scene.height, width=scene.width)])
-    try:
-        lon, lat = to_lon_lat(scene.crs).transform(xy[:, 0], xy[:, 1], errcheck=True)
-    except pyproj.exceptions.ProjError:
-        return None  # a local grid
-    return shapely.Polygon(np.stack([lon, lat], axis=-1))
+    whole = Window(row_off=0, col_off=0, height=scene.height, width=scene.width)
+    outline: shapely.Geometry | None = outlines(corners(scene, [whole]), scene.crs)[0]
+    return outline
 
 
 def catalogue_frame(catalogue: Catalogue) -> gpd.GeoDataFrame:
