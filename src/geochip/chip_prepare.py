@@ -9,9 +9,10 @@ import shapely
 
 import geochip
 from geochip.chip_audit import Overlap, audit_overlap
+from geochip.chip_placement import Missed, grid_of, missed_by_areas, missed_by_labels
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError
-from geochip.labels import Grid, LabelError, label_crs, read_aoi
+from geochip.labels import LabelError, label_crs, read_aoi
 from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, plan_chips
 from geochip.sampling import candidates_of, places_of
 from geochip.scenes import Catalogue, Scene, aoi_path, find_scenes, odd_ones, set_aside
@@ -32,6 +33,8 @@ class Prepared:
     header: dict[str, Any]
     nodata: float | None
     """The store's nodata value."""
+    missed: Missed
+    """What to say of scenes that no feature of their label meets, or that lie outside of their area of interest."""
 
     @property
     def first(self) -> Scene:
@@ -43,7 +46,8 @@ def prepare(config: RunConfig) -> Prepared:
     """Find the scenes, see what is wrong with them and plan the chips; nothing is written.
 
     Raises:
-        InputError: when no scene can be used; see `find_scenes`.
+        InputError: when no scene can be used (see `find_scenes`), or when the labels of a split, or its areas of
+            interest, lie elsewhere than its scenes.
     """
     found = find_scenes(config)
     scenes = {(scene.split, scene.scene_id): scene for scene in found.scenes}
@@ -55,6 +59,7 @@ def prepare(config: RunConfig) -> Prepared:
     layout = known.get("layout")
     like = (layout["dtype"], tuple(layout["band_names"])) if layout else None
     catalogue = set_aside(catalogue, odd_ones(catalogue.scenes, like))
+    missed = missed_by_labels(catalogue.scenes, config) | missed_by_areas(aois, scenes, config)
     plan = plan_chips(
         catalogue.order,
         scenes,
@@ -92,6 +97,7 @@ def prepare(config: RunConfig) -> Prepared:
         overlap=overlap,
         header=header,
         nodata=None if layout["nodata"] is None else float(layout["nodata"]),
+        missed=missed,
     )
 
 
@@ -118,11 +124,6 @@ def label_faults(
 def _name(key: str) -> Name:
     split, _, scene_id = key.partition("/")
     return split, scene_id
-
-
-def grid_of(scene: Scene) -> Grid:
-    """The pixel grid of a scene, for its labels."""
-    return Grid(height=scene.height, width=scene.width, transform=scene.transform, crs=scene.crs)
 
 
 def label_fault(scene: Scene) -> str | None:

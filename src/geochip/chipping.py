@@ -25,6 +25,7 @@ import geopandas as gpd
 import numpy as np
 
 from geochip.chip_audit import audit_overlap
+from geochip.chip_placement import describe_missed, missed_when_drawn
 from geochip.chip_prepare import (
     Prepared,
     judge_overlap,
@@ -102,6 +103,7 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
     ready = prepare(config)
     expected = estimate(ready.plan, len(ready.first.bands), ready.first.dtype, config.chips.size)
     describe_plan(ready.plan, ready.catalogue, config, expected)
+    describe_missed(ready.missed, len(ready.scenes))
     if ready.overlap is not None:
         judge_overlap(ready.overlap, config)
     store = config.chip_store
@@ -279,8 +281,8 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
     """Write what the tasks found out into the store, the tables beside it, and tell it.
 
     Raises:
-        WorkError: when chips of different splits overlap, where that shows only now, or when more scenes are bad than
-            `data.max_bad_scenes` allows.
+        WorkError: when chips of different splits overlap, or no label of a split meets its scene, where that shows only
+            now, or when more scenes are bad than `data.max_bad_scenes` allows.
     """
     plan, store, classes = ready.plan, config.chip_store, config.data.classes
     by_split = {split.split: [task.key for task in plan.tasks() if task.split == split.split] for split in plan.splits}
@@ -297,6 +299,7 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
         cut_windows = windows_by_scene(plan, results)
         overlap = audit_overlap(plan, config.train.split, lambda scene: cut_windows[scene.split, scene.scene_id])
         judge_overlap(overlap, config, WorkError)
+    missed = missed_when_drawn(plan, records.values(), config, ready.missed)
     statistics = statistics_of_split(
         records_of(config.train.split), config.train.split, len(ready.first.bands), classes
     )
@@ -316,6 +319,7 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
         f"{store}: {megabytes(size)} of chips, made by workers of at most {megabytes(peak)}; open it with "
         f"xarray.open_datatree({str(store)!r}), see some with --preview, or open {config.chip_table_path} in QGIS"
     )
+    describe_missed(missed, len(ready.scenes))
     describe_faults(
         config,
         ready.catalogue,

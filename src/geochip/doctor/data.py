@@ -8,6 +8,7 @@ from geochip.chip_report import estimate
 from geochip.doctor.findings import Case, Finding, fail, fails, listed, ok, warn
 from geochip.errors import GeochipError, InputError
 from geochip.infer_plan import plan_inference
+from geochip.labels import listed as listed_misses
 from geochip.model import check_bundle_dir, rehearse, require_cached_weights
 from geochip.progress import counted
 from geochip.recheck import describe_doubtful
@@ -34,6 +35,9 @@ def scenes(case: Case) -> list[Finding]:
     found += bad_scenes(plan, config.data.max_bad_scenes)
     if left_out := [*plan.catalogue.unlabelled, *plan.catalogue.buffered]:
         found.append(warn(what, f"{len(left_out)} are left out: {left_out[0]}"))
+    if plan.missed:
+        text = " ".join(listed_misses(plan.missed.values()).splitlines())
+        found.append(warn(what, f"{len(plan.missed)} missed by their files: {text}"))
     for name, key, option in (
         (config.train.split, "train.split", ""),
         (config.train.val_split, "train.val_split", ", or use --train.val_split null"),

@@ -16,6 +16,7 @@ import shapely
 from geochip.errors import WorkError
 from geochip.files import sync
 from geochip.labels.errors import LabelError, one_line
+from geochip.labels.formats import require_features
 from geochip.labels.grid import declared_crs, is_raster, known_crs
 from geochip.labels.vector import INDEX_SUFFIX, ORDER, UNREADABLE
 
@@ -78,6 +79,7 @@ def _copy(path: str, target: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            require_features(path)
             with pyogrio.raw.open_arrow(path, use_pyarrow=True) as (meta, reader):
                 crs = declared_crs(path, meta["crs"])
                 geometry = meta["geometry_name"] or "wkb_geometry"
