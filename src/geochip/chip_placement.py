@@ -58,8 +58,8 @@ def missed_by_areas(aois: Mapping[Name, shapely.Geometry], scenes: Mapping[Name,
             first = describe_miss(_place_of_area(scenes[members[0]], path_of[members[0]]), what="chips.aoi")
             raise InputError(
                 f"{first}\nchips.aoi: no area of interest meets a scene of split {split} (see above; "
-                f"{counted(len(members), 'scene')}), which would have no chip; correct the area, leave the split out of "
-                "data.splits, or set chips.aoi to null"
+                f"{counted(len(members), 'scene')}), which would have no chip; correct the area, leave the split out "
+                "of data.splits, or set chips.aoi to null"
             )
     met = {path_of[name] for name, aoi in aois.items() if not shapely.is_empty(aoi)}
     return {

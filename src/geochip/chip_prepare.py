@@ -15,7 +15,7 @@ from geochip.errors import InputError, WorkError
 from geochip.labels import LabelError, label_crs, read_aoi
 from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, plan_chips
 from geochip.sampling import candidates_of, places_of
-from geochip.scenes import Catalogue, Scene, aoi_path, find_scenes, odd_ones, set_aside
+from geochip.scenes import Catalogue, Scene, aoi_path, find_scenes, odd_ones, set_aside, without_geotransform
 from geochip.store import SplitResult, make_header, read_header
 from geochip.windows import Window
 
@@ -33,6 +33,8 @@ class Prepared:
     header: dict[str, Any]
     nodata: float | None
     """The store's nodata value."""
+    doubts: tuple[str, ...]
+    """What to say of scenes that are used without what their files say of their place."""
     missed: Missed
     """What to say of scenes that no feature of their label meets, or that lie outside of their area of interest."""
 
@@ -59,6 +61,7 @@ def prepare(config: RunConfig) -> Prepared:
     layout = known.get("layout")
     like = (layout["dtype"], tuple(layout["band_names"])) if layout else None
     catalogue = set_aside(catalogue, odd_ones(catalogue.scenes, like))
+    doubts = tuple(text for scene in catalogue.scenes if (text := without_geotransform(scene)))
     missed = missed_by_labels(catalogue.scenes, config) | missed_by_areas(aois, scenes, config)
     plan = plan_chips(
         catalogue.order,
@@ -97,6 +100,7 @@ def prepare(config: RunConfig) -> Prepared:
         overlap=overlap,
         header=header,
         nodata=None if layout["nodata"] is None else float(layout["nodata"]),
+        doubts=doubts,
         missed=missed,
     )
 
@@ -134,6 +138,8 @@ def label_fault(scene: Scene) -> str | None:
     except LabelError as error:
         return str(error)
     if scene.crs is None and declared is not None:
+        if stray := without_geotransform(scene):
+            return f"{stray}. Label {scene.label} is in {declared.to_string()}"
         return (
             f"{scene.image} has no CRS while label {scene.label} is in {declared.to_string()}, so nothing tells where "
             "the label lies on the image; assign one to the image (gdal_edit.py -a_srs)"

@@ -103,6 +103,8 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
     ready = prepare(config)
     expected = estimate(ready.plan, len(ready.first.bands), ready.first.dtype, config.chips.size)
     describe_plan(ready.plan, ready.catalogue, config, expected)
+    for doubt in ready.doubts:
+        print(doubt)
     describe_missed(ready.missed, len(ready.scenes))
     if ready.overlap is not None:
         judge_overlap(ready.overlap, config)

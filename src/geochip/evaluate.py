@@ -22,9 +22,19 @@ import geochip
 from geochip.config import DataConfig, RunConfig
 from geochip.errors import InputError, WorkError, run_command
 from geochip.files import make_directory, write_durably
-from geochip.labels import Grid, LabelError, LabelRules, SceneLabel, read_aoi
+from geochip.labels import (
+    Grid,
+    LabelError,
+    LabelRules,
+    Placed,
+    SceneLabel,
+    describe_miss,
+    find_misses,
+    listed,
+    read_aoi,
+)
 from geochip.metrics import Confusion, confusion_matrix, evaluation_items, scores
-from geochip.progress import ProgressReport
+from geochip.progress import ProgressReport, counted
 from geochip.run_file import parse_run_config
 from geochip.scenes import SetAside, aoi_path, label_path, settle_bad_scenes
 from geochip.store import PredictedScene, PredictionStore, journal_path, read_journal
@@ -41,7 +51,13 @@ def main(argv: Sequence[str]) -> None:
     make_directory(config.eval_path.parent, "run_dir")
     check_classes(store, config.data)
     labels, unlabelled = find_labels(store, config)
+    require_met(store, labels, config)
     confusions, bad = count(store, labels, config)
+    if confusions and not any(one.any() for one in confusions.values()):
+        raise WorkError(
+            f"none of {counted(len(confusions), 'scene')} has a pixel with a prediction and a label, so that there is "
+            "nothing to score; see that chips.aoi lies where the scenes lie, and that labels are not ignored as a whole"
+        )
     for item in unlabelled:
         print(f"left out: {item}")
     if confusions:
@@ -115,6 +131,29 @@ def _aside(scene: PredictedScene, path: Path, reason: str) -> SetAside:
     return SetAside(scene_id=scene.scene_id, split=scene.split, path=str(path), reason=reason)
 
 
+def require_met(store: PredictionStore, labels: Mapping[str, Path], config: RunConfig) -> None:
+    """Raise `InputError` when all labels lie elsewhere than their scene, as far as bounds tell."""
+    places = {
+        scene_id: Placed(path=str(path), image=scene_id, grid=grid_of(store.scenes[scene_id]))
+        for scene_id, path in labels.items()
+    }
+    missed = find_misses(places)
+    if len(missed) == len(labels):
+        raise InputError(_all_missed([str(one) for one in missed.values()]))
+
+
+def _all_missed(texts: Sequence[str]) -> str:
+    return (
+        f"{listed(texts)}\nno label meets its scene (see above; {counted(len(texts), 'scene')}), and the scores would "
+        "be of background alone; correct the labels or data.label"
+    )
+
+
+def grid_of(scene: PredictedScene) -> Grid:
+    """The pixel grid of a predicted scene, for its label."""
+    return Grid(height=scene.height, width=scene.width, transform=Affine(*scene.transform), crs=scene.crs or None)
+
+
 def count(
     store: PredictionStore, labels: Mapping[str, Path], config: RunConfig
 ) -> tuple[dict[str, Confusion], list[SetAside]]:
@@ -122,9 +161,13 @@ def count(
 
     Returns:
         Confusion matrices by scene id; and the scenes that could not be predicted, or whose label cannot be used.
+
+    Raises:
+        WorkError: when no label meets its scene, which bounds did not tell.
     """
     confusions: dict[str, Confusion] = {}
     bad: list[SetAside] = []
+    missed: dict[str, str] = {}
     with ProgressReport("evaluating", len(labels)) as progress:
         for scene_id, path in labels.items():
             scene = store.scenes[scene_id]
@@ -134,20 +177,34 @@ def count(
                 )
             else:
                 try:
-                    confusions[scene_id] = confusion_of_scene(store, scene, path, config)
+                    confusions[scene_id], met = confusion_of_scene(store, scene, path, config)
+                    if not met:
+                        place = Placed(path=str(path), image=scene_id, grid=grid_of(scene))
+                        missed[scene_id] = describe_miss(place)
                 except LabelError as error:
                     bad.append(_aside(scene, path, str(error)))
             progress.advance()
+    if confusions and len(missed) == len(confusions):
+        raise WorkError(_all_missed(list(missed.values())))
+    # Of a label that several scenes share, one that it meets is enough.
+    shared = {labels[scene_id] for scene_id in confusions if scene_id not in missed}
+    if texts := [text for scene_id, text in missed.items() if labels[scene_id] not in shared]:
+        print(listed(texts))
     return confusions, bad
 
 
-def confusion_of_scene(store: PredictionStore, scene: PredictedScene, label: Path, config: RunConfig) -> Confusion:
+def confusion_of_scene(
+    store: PredictionStore, scene: PredictedScene, label: Path, config: RunConfig
+) -> tuple[Confusion, bool]:
     """Count one scene's pixels, block by block; pixels without data and outside of chips.aoi are left out.
+
+    Returns:
+        The counts, and whether a feature of the label meets the scene, if it has any.
 
     Raises:
         LabelError: when the label, or the area of interest, cannot be used.
     """
-    grid = Grid(height=scene.height, width=scene.width, transform=Affine(*scene.transform), crs=scene.crs or None)
+    grid = grid_of(scene)
     rules = LabelRules(classes=config.data.classes, labels=config.labels)
     aoi = aoi_path(config, scene.split, scene.scene_id)
     classes = len(store.class_names)
@@ -155,7 +212,7 @@ def confusion_of_scene(store: PredictionStore, scene: PredictedScene, label: Pat
     with SceneLabel(str(label), grid, rules, aoi=None if aoi is None else read_aoi(str(aoi), grid)) as scene_label:
         for block in blocks(scene.height, scene.width, store.block):
             total += confusion_matrix(scene_label.read(block), store.read(scene, block), classes)
-    return total
+        return total, not scene_label.missed
 
 
 def evaluation(

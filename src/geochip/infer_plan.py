@@ -12,7 +12,16 @@ from geochip.blending import Sliding
 from geochip.config import RunConfig
 from geochip.errors import InputError
 from geochip.model import Contract, bundle_sha256, load_bundle
-from geochip.scenes import Catalogue, Scene, SetAside, describe_files, find_scenes, scene_digest, set_aside
+from geochip.scenes import (
+    Catalogue,
+    Scene,
+    SetAside,
+    describe_files,
+    find_scenes,
+    scene_digest,
+    set_aside,
+    without_geotransform,
+)
 
 # A network copes with objects a little larger or smaller than those that it was trained on, not with any size.
 _PIXEL_SIZE_TOLERANCE = 1.5
@@ -64,7 +73,7 @@ def plan_inference(config: RunConfig, files: Sequence[str]) -> InferPlan:
         sliding=sliding,
         scenes=scenes,
         bad=catalogue.bad,
-        warnings=(*doubts, *pixel_size_warnings(scenes, contract)),
+        warnings=(*doubts, *stray_crs_warnings(scenes), *pixel_size_warnings(scenes, contract)),
     )
 
 
@@ -169,6 +178,13 @@ def _same_bands(contract: Contract, scene: Scene) -> bool:
 
 def _unnamed(name: str) -> bool:
     return re.fullmatch(r"band_\d+", name) is not None
+
+
+def stray_crs_warnings(scenes: Sequence[Scene]) -> tuple[str, ...]:
+    """Name images with a CRS and no geotransform, whose predictions have neither."""
+    stray = [text for scene in scenes if (text := without_geotransform(scene))]
+    more = f"; and {len(stray) - 1} more" if len(stray) > 1 else ""
+    return (f"{stray[0]}. Its predictions have no georeference{more}",) if stray else ()
 
 
 def pixel_size_warnings(scenes: Sequence[Scene], contract: Contract) -> tuple[str, ...]:

@@ -35,6 +35,8 @@ def scenes(case: Case) -> list[Finding]:
     found += bad_scenes(plan, config.data.max_bad_scenes)
     if left_out := [*plan.catalogue.unlabelled, *plan.catalogue.buffered]:
         found.append(warn(what, f"{len(left_out)} are left out: {left_out[0]}"))
+    if plan.doubts:
+        found.append(warn(what, f"{len(plan.doubts)} have no place on the earth: {plan.doubts[0]}"))
     if plan.missed:
         text = " ".join(listed_misses(plan.missed.values()).splitlines())
         found.append(warn(what, f"{len(plan.missed)} missed by their files: {text}"))

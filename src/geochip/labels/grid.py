@@ -153,9 +153,9 @@ def scene_transform(
     if (declared is None) != (grid.crs is None):
         name = None if declared is None else crs_name(declared)
         has, lacks = ("the image", f"label {path}") if name is None else (f"label {path}", "the image")
+        how = "gdal_edit.py -a_srs -a_ullr" if grid.transform == Affine.identity() else "gdal_edit.py -a_srs"
         raise LabelError(
-            f"{lacks} has no CRS while {has} is in {name or grid.crs}; assign one (gdal_edit.py -a_srs, or "
-            "ogr2ogr -a_srs)"
+            f"{lacks} has no CRS while {has} is in {name or grid.crs}; assign one ({how}, or ogr2ogr -a_srs)"
         )
     if declared is None or grid.crs is None or not np.isfinite(bounds).any():
         return _unchanged

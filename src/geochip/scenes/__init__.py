@@ -8,7 +8,7 @@ from geochip.scenes.catalogue import (
     settle_bad_scenes,
 )
 from geochip.scenes.find import describe_files, find_scenes
-from geochip.scenes.header import SetAside
+from geochip.scenes.header import SetAside, without_geotransform
 from geochip.scenes.reader import Scene, SceneError, SceneReader
 from geochip.scenes.resample import resample
 from geochip.scenes.sources import aoi_path, label_path
@@ -31,4 +31,5 @@ __all__ = [
     "scene_digest",
     "set_aside",
     "settle_bad_scenes",
+    "without_geotransform",
 ]

@@ -95,7 +95,7 @@ def scene_digest(scene: Scene, *, with_label: bool) -> dict[str, str]:
         bytes (all of every image would take as long to read as the work itself) and, if it counts, of the label's
         bytes; "stamp": `Scene.image_stamp`, which tells when the pixels between have to be looked at.
     """
-    others = ("image", "stack", "label", "image_bytes", "image_stamp", "label_bytes")
+    others = ("image", "stack", "label", "image_bytes", "image_stamp", "label_bytes", "stray_crs")
     header = {one.name: getattr(scene, one.name) for one in fields(scene) if one.name not in others}
     header["transform"] = tuple(scene.transform)[:6]
     content = hashlib.sha256(f"{scene.image_bytes} ".encode())

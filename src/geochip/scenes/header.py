@@ -68,6 +68,8 @@ class _Header:
     width: int
     transform: Affine
     crs: Any
+    """None without a geotransform, too: see `Scene.stray_crs`."""
+    stray_crs: str
     dtypes: tuple[str, ...]
     descriptions: tuple[str | None, ...]
     alpha: tuple[bool, ...]
@@ -106,6 +108,7 @@ def describe(source: Source, bands: tuple[int, ...] | None) -> Scene | SetAside:
                     "and the files of a scene are stacked pixel on pixel; bring it to that grid (gdalwarp -t_srs -te "
                     "-ts), or leave it out of data.stack"
                 )
+        _require_degrees(headers[0])
         return _scene(source, headers, bands)
     except _MisfitError as misfit:
         return source.aside(str(misfit))
@@ -121,7 +124,8 @@ def _header(path: str, option: str = "") -> _Header:
                 height=dataset.height,
                 width=dataset.width,
                 transform=dataset.transform,
-                crs=dataset.crs,
+                crs=None if dataset.transform == Affine.identity() else dataset.crs,
+                stray_crs=_stray_crs(dataset),
                 dtypes=dataset.dtypes,
                 descriptions=dataset.descriptions,
                 alpha=tuple(colour == ColorInterp.alpha for colour in dataset.colorinterp),
@@ -133,6 +137,40 @@ def _header(path: str, option: str = "") -> _Header:
         raise _MisfitError(
             f"{path} is no raster that GDAL can read, such as a GeoTIFF ({gdal_reason(error)})"
         ) from None
+
+
+def _stray_crs(dataset: Any) -> str:
+    """The CRS of a raster that has no geotransform, which GDAL and rasterio give as the identity; empty for others."""
+    return str(dataset.crs.to_string()) if dataset.crs and dataset.transform == Affine.identity() else ""
+
+
+def without_geotransform(scene: Scene) -> str:
+    """What to say of an image whose CRS is of no use; empty for others."""
+    if not scene.stray_crs:
+        return ""
+    return (
+        f"{scene.image} is in {scene.stray_crs} and has no geotransform, so nothing tells where its pixels lie; give "
+        "it one (gdal_edit.py -a_ullr, or a world file beside it)"
+    )
+
+
+def _require_degrees(header: _Header) -> None:
+    """See that coordinates of an image in degrees are degrees.
+
+    Raises:
+        _MisfitError: when they are not.
+    """
+    if not header.crs or not header.crs.is_geographic:
+        return
+    corners = [header.transform @ point for point in ((0, 0), (header.width, 0), (0, header.height))]
+    # Half a pixel over the pole is usual; twice around the world nothing is.
+    beyond = 90 + abs(header.transform.e)
+    for x, y in corners:
+        if abs(x) > 720 or abs(y) > beyond:
+            raise _MisfitError(
+                f"{header.path} has coordinates such as ({x:.9g}, {y:.9g}), which are no degrees, but is in "
+                f"{header.crs.to_string()}; assign its true CRS (gdal_edit.py -a_srs)"
+            )
 
 
 def file_facts(path: str) -> tuple[int, int]:
@@ -205,6 +243,7 @@ def _scene(source: Source, headers: Sequence[_Header], bands: tuple[int, ...] | 
         image_bytes=sum(header.bytes for header in headers),
         image_stamp=sha256(repr([header.stamp for header in headers]).encode()).hexdigest()[:16],
         label_bytes=_size(source.label),
+        stray_crs=first.stray_crs,
     )
 
 

@@ -74,6 +74,8 @@ class Scene:
     them, the sources of a VRT. With the same one they are taken for the same; with another one they are compared."""
     label_bytes: int
     """Size of the label file, in bytes; 0 without one."""
+    stray_crs: str = ""
+    """CRS that the image names although it has no geotransform: it relates no pixel to the earth, and is not used."""
 
 
 def quiet_open(path: str, *, mapped: bool = False) -> Any:

@@ -55,7 +55,7 @@ def catalogue_frame(catalogue: Catalogue) -> gpd.GeoDataFrame:
         row = asdict(scene) | {"status": "ok", "reason": "", "geometry": footprint(scene)}
         row |= {"bands": ",".join(map(str, scene.bands)), "band_names": ",".join(scene.band_names)}
         # When files were written is nothing to see on a map, and makes no other table.
-        del row["image_stamp"]
+        del row["image_stamp"], row["stray_crs"]
         row |= {"transform": ",".join(repr(value) for value in scene.transform[:6]), "stack": ",".join(scene.stack)}
         rows.append(row)
     left_out = {"unlabelled": catalogue.unlabelled, "buffered": catalogue.buffered, "bad": catalogue.bad}
