@@ -8,7 +8,9 @@ import shapely
 from affine import Affine
 
 from geochip.chipping import main
-from geochip.config import DataConfig, RunConfig
+from geochip.config import ChipsConfig, DataConfig, RunConfig, TrainConfig
+from geochip.doctor.data import scenes as findings_of_scenes
+from geochip.doctor.findings import Case
 from geochip.errors import InputError, WorkError
 from geochip.labels import Grid, Placed, describe_miss, find_misses
 from geochip.scenes import find_scenes
@@ -57,7 +59,7 @@ def misses(*paths, grid=GRID, reach=0.0):
         ([ON_EARTH], "EPSG:32611", "taken as EPSG:4326 they would meet it; name that as the file's CRS"),
         ([HERE], "EPSG:32612", "taken as EPSG:32611 they would meet it; name that as the file's CRS"),
         ([HERE], "missing", "taken as EPSG:32611 they would meet it; name that as the file's CRS"),
-        ([moved(500), moved(0, 500)], "EPSG:32611", "correct its CRS, or name the file that belongs to the image; a scene without objects has an empty file"),
+        ([moved(500), moved(500, 500)], "EPSG:32611", "correct its CRS, or name the file that belongs to the image; a scene without objects has an empty file"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["geojson", "gpkg"])
@@ -249,7 +251,7 @@ def test_an_image_with_a_crs_and_no_geotransform(tmp_path, chip):
 
     image = tmp_path / "data" / IMAGE.format(split="train", id="1")
     with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
-        write_image(image, position_coded(60, 70), transform=Affine.identity())
+        write_image(image, position_coded(60, 70), transform=None)
     label = write(tmp_path / "data" / LABEL.format(split="train", id="1"), [HERE])
     with pytest.raises(InputError) as caught:
         chip()
@@ -277,3 +279,20 @@ def test_an_image_in_degrees_that_are_none(tmp_path, chip):
         chip()
     told("no-degrees", str(caught.value))
     assert "has coordinates such as (664000, 4004000), which are no degrees, but is in EPSG:4326" in str(caught.value)
+
+
+def test_the_doctor_names_what_is_missed(tmp_path):
+    scene(tmp_path, "1")
+    scene(tmp_path, "2", shift=900)
+    data = DataConfig(root=str(tmp_path / "data"), image=IMAGE, label=LABEL, splits=("train",))
+    config = RunConfig(
+        run_dir=str(tmp_path / "run"), data=data, chips=ChipsConfig(size=32), train=TrainConfig(val_split=None)
+    )
+    texts = [str(one) for one in findings_of_scenes(Case(config=config, probe=False))]
+    (text,) = [text for text in texts if "missed" in text]
+    assert "1 missed by their files" in text
+    told("label-misses", text)
+    scene(tmp_path, "1", shift=900)
+    texts = [str(one) for one in findings_of_scenes(Case(config=config, probe=False))]
+    told("split-missed", " ".join(texts))
+    assert "FAIL" in texts[0]

@@ -43,7 +43,7 @@ TOLD = {
         "longitude and latitude.",
     ),
     "label-json": Told(
-        message="label ... is no valid JSON (...); mend the file",
+        message="label ... could not be read as a vector file (it is no valid JSON: ...); mend or remove it",
         meaning="The file begins like GeoJSON and does not end like it; it may be cut short.",
         remedy="Copy it again, or mend it.",
     ),

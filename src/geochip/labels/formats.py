@@ -5,12 +5,13 @@ machine, of a service on the network, or of a command to run.
 """
 
 import math
-import xml.parsers.expat
+import re
 from pathlib import Path
 from typing import Any
 
 import pyogrio
 
+from geochip.files import require_regular
 from geochip.labels.errors import LabelError
 from geochip.labels.geojson import document
 
@@ -20,9 +21,10 @@ _DRIVERS = frozenset({
     "MapInfo File", "MapML", "MBTiles", "MiraMonVector", "MVT", "ODS", "OGR_GMT", "OpenFileGDB", "OSM", "Parquet",
     "PDS4", "PMTiles", "S57", "Selafin", "SQLite", "SXF", "TopoJSON", "VDV", "VFK", "WAsP", "XLSX",
 })  # fmt: skip
-# GDAL's own descriptions of data elsewhere: <OGRVRTDataSource>, <OGRWFSDataSource>, ...
-_ELSEWHERE_XML = "OGR"
-_ELSEWHERE_JSON = "gdal_streamed_alg"
+# GDAL's own descriptions of data elsewhere. It knows them by these words, wherever they stand at a file's beginning: in
+# a string of a GeoJSON too, which it then reads as the description.
+_DESCRIPTION = re.compile(rb"<OGR\w*DataSource")
+_COMMAND = "gdal_streamed_alg"
 _HEAD_BYTES = 65_536
 
 
@@ -66,11 +68,16 @@ def require_features(path: str) -> None:
     Raises:
         LabelError: when it does.
     """
+    where = Path(path)
+    if where.is_dir():
+        return  # a geodatabase
+    require_regular(where)
+    with where.open("rb") as file:
+        if found := _DESCRIPTION.search(file.read(_HEAD_BYTES)):
+            raise _elsewhere(path, f"it has {found[0].decode()}> at its beginning")
     top = document(path)
-    if top is not None and top.type == _ELSEWHERE_JSON:
-        raise _elsewhere(path, f"its type is {_ELSEWHERE_JSON}, a command of GDAL")
-    if top is None and Path(path).is_file() and (root := _root(path)).startswith(_ELSEWHERE_XML):
-        raise _elsewhere(path, f"it begins with <{root}>")
+    if top is not None and top.type == _COMMAND:
+        raise _elsewhere(path, f"its type is {_COMMAND}, a command of GDAL")
 
 
 def _elsewhere(path: str, why: str) -> LabelError:
@@ -78,16 +85,3 @@ def _elsewhere(path: str, why: str) -> LabelError:
         f"label {path} does not hold its features but says where GDAL finds them ({why}), and that may be any file or "
         "service; copy the features into a file of their own (ogr2ogr -f GPKG) and name that"
     )
-
-
-def _root(path: str) -> str:
-    """The name of an XML document's first element; empty for what is no XML."""
-    found: list[str] = []
-    parser = xml.parsers.expat.ParserCreate()
-    parser.StartElementHandler = lambda name, _: found.append(name)
-    try:
-        with Path(path).open("rb") as file:
-            parser.Parse(file.read(_HEAD_BYTES).lstrip())
-    except (xml.parsers.expat.ExpatError, OSError):
-        pass
-    return found[0] if found else ""

@@ -104,7 +104,10 @@ def _document(path: str, _size: int, _changed: int) -> Document | None:
         # Slower, and less strict: GDAL too reads NaN.
         members, end = json.JSONDecoder().raw_decode(text.lstrip())
     except (ValueError, RecursionError) as error:
-        raise LabelError(f"label {path} is no valid JSON ({one_line(error)}); mend the file") from None
+        raise LabelError(
+            f"label {path} could not be read as a vector file (it is no valid JSON: {one_line(error)}); mend or remove "
+            "it"
+        ) from None
     # One document after the other is a sequence of GeoJSON, which GDAL reads.
     return None if text.lstrip()[end:].strip() else _described(path, members)
 

@@ -36,6 +36,8 @@ from geochip.labels.vector import UNREADABLE
 _FIRST = 20
 _SAMPLED_BYTES = 32 * 2**20
 _SHOWN = 5
+# Beyond these, numbers are no degrees, whoever counts them.
+_DEGREES = 720
 
 K = TypeVar("K")
 
@@ -154,8 +156,9 @@ class _File:
         """What is to be said of a scene that lies elsewhere."""
         assert self.bounds is not None
         areas = extent(place.grid, whole_window(place.grid), self.crs, 0, margin=0)
-        # Of the ways to count its longitudes, the one next to the features.
-        scene = min(areas or [(np.nan,) * 4], key=lambda area: abs(area[0] - self.bounds[0]) if self.bounds else 0)
+        # Of the ways to count its longitudes, the one next to the features; where those are no degrees, the usual one.
+        next_to = self.bounds[0] if max(map(abs, self.bounds)) <= _DEGREES else 0.0
+        scene = min(areas or [(np.nan,) * 4], key=lambda area: abs(area[0] - next_to))
         return Miss(
             what=what,
             path=place.path,

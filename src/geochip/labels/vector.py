@@ -19,7 +19,7 @@ import shapely.errors
 from geochip.labels.classes import LabelRules, class_ids, drawing_order
 from geochip.labels.cyclic import Geometries, shown_in
 from geochip.labels.errors import LabelError, one_line
-from geochip.labels.formats import vector_info
+from geochip.labels.formats import require_features, vector_info
 from geochip.labels.grid import (
     Bounds,
     Grid,
@@ -181,6 +181,7 @@ def _read(path: str, column: str | None, areas: Areas) -> _Found:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            require_features(path)
             of_gdal = None if is_geojson(path) else vector_info(path)["crs"]
             if Path(path).stat().st_size < _FILTERED_BYTES:
                 return _read_within(path, column, None)
