@@ -94,7 +94,7 @@ def test_squares_of_ground_around_180_degrees(crs, pixel):
         # Each as a file would have it.
         scenes = [scene("", f"{k}", (start + k * step + 180) % 360 - 180, y, pixel, crs) for k in range(8)]
     config = RunConfig(
-        data=DataConfig(splits=("train", "val")), chips=CHIPS, train=RunConfig().train,
+        data=DataConfig(image="{id}.tif", label="{id}.geojson", splits=("train", "val")), chips=CHIPS,
         split=SplitConfig(by="blocks", block=2.0 * SIDE * 11.1 if crs == "EPSG:4326" else 2000.0, buffer=100.0),
     )  # fmt: skip
     division = divide(scenes, config)
