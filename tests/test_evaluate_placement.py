@@ -16,6 +16,8 @@ from geochip.store import open_scene
 from helpers import IMAGE, LABEL, UTM, box, data_flags, read_label, write_image, write_label, write_scene
 from told import told
 
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
 CLASSES = ("background", "building")
 BUILDING = (5, 10, 10, 20)
 
@@ -104,15 +106,11 @@ def test_an_area_of_interest_elsewhere_leaves_nothing_to_score(tmp_path, flags, 
 
 
 def test_predictions_of_an_image_without_a_geotransform_claim_no_place(tmp_path, predict, capsys):
-    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
-        write_image(tmp_path / "data" / IMAGE.format(split="test", id="1"), image(), transform=None)
+    write_image(tmp_path / "data" / IMAGE.format(split="test", id="1"), image(), transform=None)
     predict("--infer.cog=true")
     told("no-geotransform", capsys.readouterr().out)
     assert open_scene(tmp_path / "run" / "predictions.zarr", "1").rio.crs is None
-    with (
-        pytest.warns(rasterio.errors.NotGeoreferencedWarning),
-        rasterio.open(tmp_path / "run" / "predictions" / "1.tif") as dataset,
-    ):
+    with rasterio.open(tmp_path / "run" / "predictions" / "1.tif") as dataset:
         assert (dataset.crs, dataset.transform) == (None, Affine.identity())
         assert (dataset.read(1) == 1).sum() == 200
 
@@ -122,10 +120,9 @@ def test_a_raster_label_without_a_georeference(tmp_path):
     values[:, 3:7, 5:11] = 1
     path = tmp_path / "a.png"
     how = {"height": 60, "width": 50, "classes": CLASSES}
-    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
-        write_image(tmp_path / "b.tif", values, crs=None, transform=None)
-        with rasterio.open(path, "w", driver="PNG", count=1, height=60, width=50, dtype="uint8") as dataset:
-            dataset.write(values)
+    write_image(tmp_path / "b.tif", values, crs=None, transform=None)
+    with rasterio.open(path, "w", driver="PNG", count=1, height=60, width=50, dtype="uint8") as dataset:
+        dataset.write(values)
     for name in ("a.png", "b.tif"):
         with pytest.raises(LabelError) as caught:
             read_label(tmp_path / name, **how)
@@ -138,8 +135,7 @@ def test_a_raster_label_without_a_georeference(tmp_path):
     write_image(tmp_path / "c.tif", values, crs=words[0], transform=transform)
     assert read_label(tmp_path / "c.tif", **how).sum() == 24
     # A CRS alone is none.
-    with pytest.warns(rasterio.errors.NotGeoreferencedWarning):
-        write_image(tmp_path / "d.tif", values, transform=None)
+    write_image(tmp_path / "d.tif", values, transform=None)
     with pytest.raises(LabelError) as caught:
         read_label(tmp_path / "d.tif", **how)
     told("label-raster-nowhere", str(caught.value))
