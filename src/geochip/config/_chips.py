@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from geochip.config._rules import check
+from geochip.config._rules import check, path_rules, store_rules
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,8 @@ class ChipsConfig:
             ),
             (self.max_tries >= 1, "chips.max_tries", self.max_tries, "must be at least 1"),
             (self.seed >= 0, "chips.seed", self.seed, "must be at least 0"),
+            *path_rules("chips.aoi", self.aoi),
+            *store_rules("chips.store", self.store),
             (
                 self.aoi is None or not _other_braces(self.aoi),
                 "chips.aoi",

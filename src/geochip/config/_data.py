@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from geochip.config._rules import Rule, check
+from geochip.config._rules import Rule, check, path_rules
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".img", ".png", ".jp2")
 """A label whose file ends so is a raster of class values; any other is read as a vector file."""
@@ -37,6 +37,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         names, bands = [*self.splits, *self.classes], self.bands
         check(
+            *path_rules("data.root", self.root),
             *_template_rules("data.image", self.image),
             *_template_rules("data.label", self.label),
             *(rule for template in self.stack for rule in _template_rules("data.stack", template)),
@@ -47,6 +48,13 @@ class DataConfig:
                 "data.splits",
                 self.splits,
                 "a split's name is made of letters, digits, '_', '-' and '.'",
+            ),
+            (
+                # Each is a directory of a Zarr store.
+                all(len(name) <= 200 and name != "zarr.json" and not name.startswith("__") for name in self.splits),
+                "data.splits",
+                self.splits,
+                "a split's name has at most 200 letters, does not begin with '__', and is not zarr.json",
             ),
             (2 <= len(self.classes) <= 255, "data.classes", self.classes, "must be 2 to 255 names, background first"),
             (len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "must not name a class twice"),
@@ -69,6 +77,7 @@ class DataConfig:
 
 def _template_rules(key: str, template: str) -> list[Rule]:
     return [
+        *path_rules(key, template),
         ("{id}" in template, key, template, "must contain {id}"),
         (
             not re.search(r"\{(?!split\}|id\})", template),
@@ -162,6 +171,7 @@ class SplitConfig:
                 self.manifest,
                 "must be the path of a table for split.by: manifest",
             ),
+            *path_rules("split.manifest", self.manifest),
             (
                 all(share >= 0 for share in shares) and math.isclose(sum(shares), 1),
                 "split.fractions",

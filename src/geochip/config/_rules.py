@@ -4,6 +4,7 @@ import os
 from typing import Literal
 
 from geochip.errors import InputError
+from geochip.names import fault_of_path, fault_of_store
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -21,6 +22,24 @@ def check(*rules: Rule) -> None:
     broken = [f"{key}: {value!r} is not allowed: {allowed}" for holds, key, value, allowed in rules if not holds]
     if broken:
         raise InputError("\n".join(broken))
+
+
+def path_rules(key: str, *paths: str | None, made: bool = False) -> list[Rule]:
+    """What paths, and templates of paths, may be.
+
+    Args:
+        key: of the run file.
+        paths: its values; None is none.
+        made: geochip makes what is there.
+    """
+    found = [(path, fault_of_path(path, made=made)) for path in paths if path is not None]
+    return [(fault is None, key, path, fault or "") for path, fault in found]
+
+
+def store_rules(key: str, path: str | None) -> list[Rule]:
+    """What the path of a store may be; None is none."""
+    fault = None if path is None else fault_of_store(path)
+    return [(fault is None, key, path, fault or "")]
 
 
 def available_cpus() -> int:

@@ -18,6 +18,7 @@ from geochip.files import sync
 from geochip.labels.errors import LabelError, one_line
 from geochip.labels.grid import declared_crs, is_raster, known_crs
 from geochip.labels.vector import INDEX_SUFFIX, ORDER, UNREADABLE
+from geochip.names import for_ogr
 
 # Of these GDAL reads a part without going through the whole file.
 _INDEXED = (".fgb", ".gpkg", ".shp", ".gdb", ".sqlite")
@@ -51,7 +52,8 @@ def indexed_label(path: str, directory: Path, *, at_least: int = 4 * 2**20) -> s
     if facts.st_size < at_least or is_raster(path) or source.suffix.lower() in _INDEXED:
         return path
     digest = hashlib.sha256(f"{source}\0{facts.st_size}\0{facts.st_mtime_ns}".encode()).hexdigest()[:16]
-    target = directory / f"{source.stem}.{digest}{INDEX_SUFFIX}"
+    # Names of files have 255 bytes, and a character up to four.
+    target = directory / f"{source.stem[:50]}.{digest}{INDEX_SUFFIX}"
     if not target.exists():
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,7 @@ def _copy(path: str, target: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with pyogrio.raw.open_arrow(path, use_pyarrow=True) as (meta, reader):
+            with pyogrio.raw.open_arrow(for_ogr(path), use_pyarrow=True) as (meta, reader):
                 crs = declared_crs(path, meta["crs"])
                 geometry = meta["geometry_name"] or "wkb_geometry"
                 if geometry not in reader.schema.names:

@@ -8,6 +8,7 @@ from geochip.scenes.catalogue import (
     settle_bad_scenes,
 )
 from geochip.scenes.find import describe_files, find_scenes
+from geochip.scenes.guard import Outputs, refuse_overwriting, refuse_read_later
 from geochip.scenes.header import SetAside
 from geochip.scenes.reader import Scene, SceneError, SceneReader
 from geochip.scenes.resample import resample
@@ -16,6 +17,7 @@ from geochip.scenes.table import catalogue_frame, corners
 
 __all__ = [
     "Catalogue",
+    "Outputs",
     "Scene",
     "SceneError",
     "SceneReader",
@@ -27,6 +29,8 @@ __all__ = [
     "find_scenes",
     "label_path",
     "odd_ones",
+    "refuse_overwriting",
+    "refuse_read_later",
     "resample",
     "scene_digest",
     "set_aside",
