@@ -12,7 +12,19 @@ from geochip.blending import Sliding
 from geochip.config import RunConfig
 from geochip.errors import InputError
 from geochip.model import Contract, bundle_sha256, load_bundle
-from geochip.scenes import Catalogue, Scene, SetAside, describe_files, find_scenes, scene_digest, set_aside
+from geochip.scenes import (
+    Catalogue,
+    Outputs,
+    Scene,
+    SetAside,
+    describe_files,
+    find_scenes,
+    refuse_overwriting,
+    scene_digest,
+    set_aside,
+)
+from geochip.store import journal_path
+from geochip.store.cog import cog_path
 
 # A network copes with objects a little larger or smaller than those that it was trained on, not with any size.
 _PIXEL_SIZE_TOLERANCE = 1.5
@@ -57,6 +69,7 @@ def plan_inference(config: RunConfig, files: Sequence[str]) -> InferPlan:
     catalogue = _find(config, files)
     scenes, misfits, doubts = fit_scenes(catalogue.scenes, contract, bands_chosen=config.data.bands is not None)
     catalogue = set_aside(catalogue, misfits)
+    refuse_overwriting(config, catalogue, outputs_of(config, catalogue))
     return InferPlan(
         config=config,
         contract=contract,
@@ -64,7 +77,23 @@ def plan_inference(config: RunConfig, files: Sequence[str]) -> InferPlan:
         sliding=sliding,
         scenes=scenes,
         bad=catalogue.bad,
-        warnings=(*doubts, *pixel_size_warnings(scenes, contract)),
+        warnings=(*catalogue.near, *doubts, *pixel_size_warnings(scenes, contract)),
+    )
+
+
+def outputs_of(config: RunConfig, catalogue: Catalogue) -> Outputs:
+    """What infer writes."""
+    store, directory = config.prediction_store, config.cog_dir
+    named = config.infer.store is not None
+    files = {journal_path(store): "the journal"}
+    if config.infer.cog:
+        files |= {cog_path(directory, scene.scene_id): "a GeoTIFF of predictions" for scene in catalogue.scenes}
+    return Outputs(
+        option="infer.store" if named else "run_dir",
+        remedy="choose another --infer.store" if named else "choose another run_dir, or set --infer.store",
+        files=files,
+        stores=(store, store.with_name(f"{store.name}.creating")),
+        directory=directory if config.infer.cog else None,
     )
 
 

@@ -1,7 +1,10 @@
 """Very large label files, copied once into a file that knows where its features are."""
 
+import contextlib
 import hashlib
 import os
+import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,6 +25,9 @@ from geochip.names import for_ogr
 
 # Of these GDAL reads a part without going through the whole file.
 _INDEXED = (".fgb", ".gpkg", ".shp", ".gdb", ".sqlite")
+
+_UNFINISHED = ".index_"
+_COPY = re.compile(rf".*\.[0-9a-f]{{16}}{re.escape(INDEX_SUFFIX)}", re.DOTALL)
 
 
 def indexed_label(path: str, directory: Path, *, at_least: int = 4 * 2**20) -> str:
@@ -58,7 +64,7 @@ def indexed_label(path: str, directory: Path, *, at_least: int = 4 * 2**20) -> s
         try:
             directory.mkdir(parents=True, exist_ok=True)
             # Another process may make the same one: whole files take each other's place.
-            with tempfile.TemporaryDirectory(dir=directory, prefix=".index_") as name:
+            with tempfile.TemporaryDirectory(dir=directory, prefix=_UNFINISHED) as name:
                 copy = Path(name) / target.name
                 _copy(path, copy)
                 with copy.open("rb") as file:
@@ -68,6 +74,25 @@ def indexed_label(path: str, directory: Path, *, at_least: int = 4 * 2**20) -> s
         except OSError as error:
             raise _unwritable(path, directory, error.strerror or str(error)) from None
     return str(target)
+
+
+def remove_indexes(directory: Path) -> None:
+    """Remove the copies that `indexed_label` made, and what killed ones left; nothing else, and through no link.
+
+    Args:
+        directory: where they are kept; it goes as well, unless it holds something else.
+    """
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    for path in directory.iterdir():
+        if path.is_symlink():
+            continue
+        if path.is_dir() and path.name.startswith(_UNFINISHED):
+            shutil.rmtree(path, ignore_errors=True)
+        elif _COPY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _unwritable(path: str, directory: Path, reason: str) -> WorkError:
