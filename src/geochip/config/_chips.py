@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from geochip.config._rules import check, path_rules, store_rules
+from geochip.config._rules import check, compose, path_rules, store_rules
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class ChipsConfig:
     """Path of the chip store; null: chips.zarr in run_dir."""
 
     def __post_init__(self) -> None:
+        compose(self, "target_classes")
         low, high = self.size_range or (1, 1)
         shares = ("min_valid", "min_target_fraction", "negative_rate")
         grid = self.method == "grid"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from geochip.config._rules import Rule, check, path_rules
+from geochip.config._rules import Rule, check, compose, path_rules
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".img", ".png", ".jp2")
 """A label whose file ends so is a raster of class values; any other is read as a vector file."""
@@ -35,6 +35,7 @@ class DataConfig:
     """So many scenes may be unreadable before a command ends with exit code 1; they are set aside and named anyway."""
 
     def __post_init__(self) -> None:
+        compose(self, "classes")
         names, bands = [*self.splits, *self.classes], self.bands
         check(
             *path_rules("data.root", self.root),
@@ -115,6 +116,7 @@ class LabelsConfig:
         object.__setattr__(self, "ignore", tuple(map(str, self.ignore)))
         if self.class_map is not None:
             object.__setattr__(self, "class_map", {str(value): name for value, name in self.class_map.items()})
+        compose(self, "ignore", "class_map", "priority", "buffer")
         widths = self.buffer.values() if isinstance(self.buffer, dict) else [self.buffer]
         both = sorted({str(value) for value in self.ignore} & {str(value) for value in self.class_map or {}})
         check(

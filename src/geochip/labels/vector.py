@@ -28,7 +28,7 @@ from geochip.labels.grid import (
     pixel_transform,
     whole_window,
 )
-from geochip.names import for_ogr
+from geochip.names import composed, for_ogr
 from geochip.windows import Window
 
 Geometries = npt.NDArray[Any]
@@ -185,6 +185,7 @@ def _read(path: str, column: str | None, areas: Areas) -> _Found:
 
 
 def _read_within(path: str, column: str | None, bounds: Bounds | None) -> _Found:
+    column = _as_spelt(path, column)
     wanted = [*([column] if column else []), *([ORDER] if Path(path).suffix == INDEX_SUFFIX else [])]
     meta, fids, wkb, fields = pyogrio.raw.read(
         for_ogr(path), columns=wanted, bbox=bounds, return_fids=bounds is not None
@@ -210,6 +211,14 @@ def _read_within(path: str, column: str | None, bounds: Bounds | None) -> _Found
         crs=declared_crs(path, meta["crs"]),
         filtered=bounds is not None,
     )
+
+
+def _as_spelt(path: str, column: str | None) -> str | None:
+    """A property's name as the file has it, which may be composed otherwise than the run file's."""
+    if column is None or column.isascii():
+        return column
+    names = pyogrio.read_info(for_ogr(path))["fields"].tolist()
+    return next((name for name in names if composed(name) == composed(column)), column)
 
 
 def _joined(parts: Sequence[_Found]) -> _Found:

@@ -12,7 +12,7 @@ from geochip.scenes.guard import Outputs, refuse_overwriting, refuse_read_later
 from geochip.scenes.header import SetAside
 from geochip.scenes.reader import Scene, SceneError, SceneReader
 from geochip.scenes.resample import resample
-from geochip.scenes.sources import aoi_path, label_path
+from geochip.scenes.sources import aoi_path, label_path, labels_of_stranger
 from geochip.scenes.table import catalogue_frame, corners
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "describe_files",
     "find_scenes",
     "label_path",
+    "labels_of_stranger",
     "odd_ones",
     "refuse_overwriting",
     "refuse_read_later",

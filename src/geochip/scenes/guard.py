@@ -14,7 +14,7 @@ from geochip.errors import InputError
 from geochip.names import shown
 from geochip.scenes.catalogue import Catalogue
 from geochip.scenes.header import SetAside
-from geochip.scenes.near import fitting_key
+from geochip.scenes.near import fits_image
 from geochip.scenes.reader import Scene
 from geochip.scenes.sources import aoi_path, label_path
 from geochip.scenes.templates import filled
@@ -74,8 +74,13 @@ def refuse_overwriting(config: RunConfig, catalogue: Catalogue, outputs: Outputs
             )
 
 
-def refuse_read_later(config: RunConfig, outputs: Outputs) -> None:
+def refuse_read_later(config: RunConfig, outputs: Outputs, also: Mapping[str, str] | None = None) -> None:
     """The same for a command that looks for no scenes: by what the run file names, and what its templates would find.
+
+    Args:
+        config: the run file.
+        outputs: what it would write; `files` only.
+        also: more that it reads, by path, each with the key that names it.
 
     Raises:
         InputError: when an output would be read as an input, now or by the next command.
@@ -83,12 +88,13 @@ def refuse_read_later(config: RunConfig, outputs: Outputs) -> None:
     _require_room(outputs)
     places = _Places()
     for output, what in outputs.files.items():
-        for path, key in _named_once(config):
+        named = [*_named_once(config), *((Path(path), key) for path, key in (also or {}).items())]
+        for path, key in named:
             if places.is_one(output, path):
                 raise outputs.refusal(f"{output} ({what}) would be written over {path}, which {key} names")
         for form in (os.path.abspath(output), places.of(output)):
-            if (key_of := fitting_key(config, form)) is not None:
-                raise outputs.refusal(f"{output} ({what}) would be written where {key_of} looks for its files")
+            if fits_image(config, form):
+                raise outputs.refusal(f"{output} ({what}) would be taken for an image by data.image")
 
 
 def inputs_of(config: RunConfig, catalogue: Catalogue) -> Iterator[tuple[str, str]]:

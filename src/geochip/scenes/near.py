@@ -90,10 +90,10 @@ def _text(key: str, template: str, nears: Sequence[_Near], any_fit: bool) -> str
     )
 
 
-def fitting_key(config: RunConfig, path: str) -> str | None:
-    """The key of the template that finds a file of this absolute path; None when none does."""
-    fits = ((key, match, pattern) for key, _, pattern in _patterns(config) if (match := pattern.fit(path)) is not None)
-    return next((key for key, match, pattern in fits if pattern.exact(match)), None)
+def fits_image(config: RunConfig, path: str) -> bool:
+    """Whether data.image finds a file of this absolute path."""
+    of_images = (pattern for key, _, pattern in _patterns(config) if key == "data.image")
+    return any((match := pattern.fit(path)) is not None and pattern.exact(match) for pattern in of_images)
 
 
 def _near(config: RunConfig, key: str, template: str, split: str, known: Collection[str]) -> Iterator[_Near]:

@@ -12,7 +12,7 @@ from geochip.names import composed, fault_of_id, shown
 from geochip.scenes.header import SetAside, Source
 from geochip.scenes.manifest import Entry, read_manifest
 from geochip.scenes.near import near_images
-from geochip.scenes.templates import as_on_disk, filled, id_in, image_patterns, matching, natural
+from geochip.scenes.templates import as_on_disk, filled, id_in, id_in_name, image_patterns, matching, natural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,21 @@ def label_path(config: RunConfig, split: str, scene_id: str) -> Path:
 def aoi_path(config: RunConfig, split: str, scene_id: str) -> Path | None:
     """Where the area of interest of a scene is, whether there is one or not; absolute. None when none is configured."""
     return None if config.chips.aoi is None else filled(config.data, config.chips.aoi, split, scene_id)
+
+
+def labels_of_stranger(config: RunConfig, scene_id: str) -> dict[Path, str]:
+    """Where the label of a scene of no split may be, each with the split whose label it would be.
+
+    An image that was named on the command line is called by its file's name; where that is as data.image has it, what
+    stands at {id} is looked for as well.
+
+    Args:
+        config: the run file.
+        scene_id: of the prediction store.
+    """
+    ids = dict.fromkeys([scene_id, id_in_name(config.data, scene_id) or scene_id])
+    splits = config.data.splits if "{split}" in config.data.label else ("",)
+    return {label_path(config, split, one): split for one in ids for split in splits}
 
 
 def find_sources(config: RunConfig, splits: Sequence[str]) -> Found:
