@@ -20,7 +20,12 @@ QUIET_DASK = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
+    # Dask's processes answer HTTP whether or not somebody wants its dashboard, to everybody who asks.
+    "distributed.worker.http.routes": ["distributed.http.health"],
 }
+
+# The same for a scheduler without a dashboard; one that has it needs them.
+NO_PAGES = {"distributed.scheduler.http.routes": ["distributed.http.health"]}
 
 # Looking for garbage through what is there when a worker has started takes time.
 FREEZE = "import gc; gc.freeze()"

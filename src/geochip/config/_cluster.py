@@ -154,7 +154,8 @@ class ClusterConfig:
     dashboard: bool = False
     """Serve Dask's dashboard on this machine's loopback interface, and say how to reach it."""
     insecure: bool = False
-    """Do without TLS for kind: slurm and srun: whoever reaches this machine by network can then run code as you."""
+    """Do without TLS between this command and its workers (kind: local, slurm and srun): every user of this machine,
+    and for slurm and srun whoever reaches it by network, can then run code as you."""
     profiles: str | None = None
     """File of profiles in dask-jobqueue's format (jobqueue.yaml), for cluster.cpu.profile and cluster.gpu.profile."""
     scheduler_interface: str | None = None
