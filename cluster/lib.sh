@@ -111,7 +111,16 @@ take_sbatch_defaults() {
 }
 
 check_site() {
-  local name value
+  local name value word
+  for name in "${SITE_VARIABLES[@]}"; do
+    local -n list=GEOCHIP_$name
+    for word in "${list[@]}"; do
+      # Lines of a shell may be some, divided by tabs.
+      if [ "$name" = PROLOGUE ]; then word=${word//[$'\n\t']/}; fi
+      [[ $word != *[[:cntrl:]]* ]] ||
+        fail "GEOCHIP_$name=$(printf %q "$word") is not allowed: must be one line of text, without line breaks or other control characters"
+    done
+  done
   case $GEOCHIP_KIND in
     slurm | srun | local) ;;
     *) fail "GEOCHIP_KIND=$GEOCHIP_KIND is not allowed: must be slurm, srun or local" ;;
@@ -191,6 +200,7 @@ TEXT
   fi
   OUT=$(absolute "${1%/}")
   # Slurm replaces %j and the like in the names of logs, and takes a backslash for a quote.
+  [[ $OUT != *[[:cntrl:]]* ]] || fail "$(printf %q "$OUT") has a line break or another control character in its path; choose another name"
   [[ $OUT != *[%\\]* ]] || fail "$OUT: Slurm's log files cannot be in a directory with % or \\ in its path; choose another name"
   RUN_FILE=${2:-}
   if [ -z "$RUN_FILE" ] && [ -e "$OUT/run.yaml" ]; then RUN_FILE=$OUT/run.yaml; fi
@@ -311,7 +321,7 @@ python_command() { # [--driver]: sets PYTHON_COMMAND
 as_list() { # WORDS...: a YAML list of quoted strings
   local word list=""
   for word in "$@"; do
-    word=${word//\\/\\\\}
+    word=${word//\\/\\\\} word=${word//$'\n'/\\n} word=${word//$'\t'/\\t}
     list+=", \"${word//\"/\\\"}\""
   done
   printf '[%s]' "${list#, }"

@@ -318,7 +318,7 @@ def geochip_flags(call):
 
 def test_the_drivers_flags_are_keys_that_geochip_knows(site, tmp_path):
     text = ATLAS.replace("GEOCHIP_PYTHON=/project/geospatialworkshop/geochip/.venv/bin/python", "GEOCHIP_PYTHON=python")
-    text = text.replace('"module load apptainer/1.1.9"', r"""'export A="b c"' 'B=\d'""")
+    text = text.replace('"module load apptainer/1.1.9"', r"""'export A="b c"' 'B=\d' $'if true; then\n\tC=1\nfi'""")
     profiles = tmp_path / "my profiles.yaml"
     profiles.write_text((CLUSTER / "jobqueue.yaml").read_text())
     site.describe(text.replace("/home/me/geochip/cluster/jobqueue.yaml", f"'{profiles}'"))
@@ -333,7 +333,7 @@ def test_the_drivers_flags_are_keys_that_geochip_knows(site, tmp_path):
     for jobs, name in ((cluster.cpu, "cpu"), (cluster.gpu, "gpu")):
         assert (jobs.profile, jobs.account, jobs.qos) == (f"geochip-{name}", "geospatialworkshop", "normal")
         assert (jobs.interface, jobs.local_directory, jobs.log_directory) == ("ib0", "/tmp", f"{site.out}/logs")
-        assert tuple(jobs.prologue) == ('export A="b c"', r"B=\d")
+        assert tuple(jobs.prologue) == ('export A="b c"', r"B=\d", "if true; then\n\tC=1\nfi")
         assert tuple(jobs.directives) == ("--reservation=workshop", "--mail-type=FAIL")
         assert tuple(jobs.skip_directives) == ("--mem",)
         image = "/project/geospatialworkshop/geochip/geochip.sif"
@@ -522,6 +522,9 @@ SITE_FAULTS = {
     "GEOCHIP_DIRECTIVES='--nice --qos=low'": 'GEOCHIP_DIRECTIVES="--nice --qos=low" is one word to bash; in brackets it is a list: GEOCHIP_DIRECTIVES=(--nice --qos=low)',
     "GEOCHIP_SKIP_DIRECTIVES='--mem -t'": "in brackets it is a list: GEOCHIP_SKIP_DIRECTIVES=(--mem -t)",
     "GEOCHIP_BINDS='/data /more'": "in brackets it is a list: GEOCHIP_BINDS=(/data /more)",
+    "GEOCHIP_ACCOUNT=$'a\\nb'": r"GEOCHIP_ACCOUNT=$'a\nb' is not allowed: must be one line of text, without line breaks or other control",
+    "GEOCHIP_DIRECTIVES=(--nice $'--comment=a\\rb')": r"GEOCHIP_DIRECTIVES=$'--comment=a\rb' is not allowed: must be one line",
+    "GEOCHIP_PROLOGUE=($'a\\nb' $'a\\eb')": r"GEOCHIP_PROLOGUE=$'a\Eb' is not allowed: must be one line of text",
     "GEOCHIP_ACCOUNT=(mine": "bash cannot read it, for the reason above; write NAME=value",
     "GEOCHIP_IMAGE=a.sif": "GEOCHIP_IMAGE with GEOCHIP_KIND=slurm needs GEOCHIP_PYTHON as well, a Python outside of the image",
     "GEOCHIP_KIND=local GEOCHIP_GPU_GRES=gpu:2 GEOCHIP_INFER_WORKERS=2": "GEOCHIP_INFER_WORKERS=2 is not allowed with GEOCHIP_KIND=local",
@@ -544,6 +547,7 @@ def test_other_faults_are_refused_before_anything_is_submitted(site):
     fails(site.run("pipeline.sh", site.out), f"no run file: name one after {site.out}")
     fails(site.run("pipeline.sh", site.out, "none.yaml"), f"{site.directory}/none.yaml: there is no such run file")
     fails(site.run("pipeline.sh", "100%", site.run_file), "100%: Slurm's log files cannot be in a directory with %")
+    fails(site.run("pipeline.sh", "a\nb", site.run_file), r"a\nb' has a line break or another control character in its")
     fails(
         site.run("pipeline.sh", "--steps=chip,tain", site.out),
         "--steps: there is no step tain; there are chip,train,infer",

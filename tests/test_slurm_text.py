@@ -198,7 +198,10 @@ def test_without_tls_only_by_word(tmp_path):
 
 
 def test_a_log_directory_that_slurm_cannot_write_to(tmp_path):
-    with pytest.raises(InputError, match=r"whose name has a backslash or a quotation mark; name another log_directory"):
+    with pytest.raises(
+        InputError,
+        match=r"whose name has a backslash, a quotation mark or a control character; name another log_directory",
+    ):
         script_of(tmp_path, log_directory='/logs/a"b')
 
 
@@ -285,7 +288,7 @@ def test_a_file_of_profiles_that_is_not_there(tmp_path):
         ("--cluster.gpu.walltime=0:30", "must be a time of at least a minute"),
         ("--cluster.gpu.cores=0", "cluster.gpu.cores: 0 is not allowed: must be at least 1, or null"),
         ("--cluster.cpu.partition=a b", "cluster.cpu.partition: 'a b' is not allowed: must be one word, or null"),
-        ("--cluster.cpu.directives=[constraint=a]", "cluster.cpu.directives: ['constraint=a'] is not allowed: must be options of sbatch, such as --constraint=a100"),
+        ("--cluster.cpu.directives=[constraint=a]", "cluster.cpu.directives: ['constraint=a'] is not allowed: must be options of sbatch, each in one line, such as --constraint=a100"),
         ("--cluster.cpu.directives=[--array=1-3]", "a job is one worker; cluster.workers says how many"),
         ("--cluster.cpu.directives=[-N2]", "a job is one worker; cluster.workers says how many"),
         ("--cluster.cpu.directives=[--output=x]", "must not hold -o, --output, -e, --error: use cluster.cpu.log_directory"),

@@ -14,4 +14,19 @@ TOLD: dict[str, Told] = {
         meaning="The machine refuses what a worker needs: a directory for temporary files, or one more open file.",
         remedy="Mend what is named (`TMPDIR`, `ulimit -n`), and run the same command again.",
     ),
+    "not_one_line": Told(
+        message="... is not allowed: must be one line of text, without line breaks or other control characters",
+        meaning="The value goes into the scripts of jobs, to which a line break would add lines of its own.",
+        remedy="Choose a name without it; lines of a shell belong into `prologue`.",
+    ),
+    "profile_not_one_line": Told(
+        message="has ..., with a line break or another control character, by which a job's script would have lines",
+        meaning="The same, in a profile of `cluster.profiles` or of Dask's own configuration.",
+        remedy="Write it in one line; commands belong into `job_script_prologue`.",
+    ),
+    "logs_cannot_be_there": Told(
+        message="cluster: Slurm's logs cannot be in ..., whose name has a backslash, a quotation mark or a control character",
+        meaning="Slurm could not be told where the logs of workers go.",
+        remedy="Name another `log_directory` in `cluster.cpu` and `cluster.gpu`, or another `run_dir`.",
+    ),
 }

@@ -24,7 +24,7 @@ from geochip.cluster._security import Keys, keys_in
 from geochip.cluster._signals import ended_by_signals, undisturbed
 from geochip.cluster._supervisor import Supervisor
 from geochip.cluster._tasks import watched
-from geochip.config import ClusterConfig, walltime_seconds
+from geochip.config import ClusterConfig, one_line, walltime_seconds
 from geochip.errors import InputError
 from geochip.files import make_directory
 from geochip.slurm import SlurmError, clean_environment, inside_a_job, remedy, run_slurm
@@ -59,10 +59,10 @@ def section_of(cluster: ClusterConfig, jobs: str) -> Section:
 
 def _log_pattern(directory: Path, name: str) -> str:
     """The path of a job's log for sbatch, which replaces %j by the job's id."""
-    if "\\" in str(directory) or '"' in str(directory):
+    if "\\" in str(directory) or '"' in str(directory) or not one_line(str(directory)):
         raise InputError(
-            f"cluster: Slurm's logs cannot be in {directory}, whose name has a backslash or a quotation mark; name "
-            "another log_directory in cluster.cpu and cluster.gpu, or another run_dir"
+            f"cluster: Slurm's logs cannot be in {str(directory)!r}, whose name has a backslash, a quotation mark or a "
+            "control character; name another log_directory in cluster.cpu and cluster.gpu, or another run_dir"
         )
     return f"{directory}/{name}-%j.out".replace("%", "%%").replace("%%j", "%j")
 
@@ -107,6 +107,8 @@ def job_script(
             *section["job-extra-directives"],
         ],
         "worker-extra-args": [*worker_options(section), *tls, *section["worker-extra-args"]],
+        # That of a profile, too: dask-jobqueue writes it as it is.
+        "interface": section["interface"] and shlex.quote(str(section["interface"])),
         "name": name,
     }
     with dask.config.set({f"jobqueue.{_NAME}": section}):
