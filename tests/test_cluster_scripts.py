@@ -255,7 +255,7 @@ def test_the_gpu_nodes_may_have_another_interface(site):
     assert site.job("infer").returncode == 0
     _, flags = geochip_flags(site.calls("python")[0])
     assert {"--cluster.cpu.interface=eth0", "--cluster.gpu.interface=ib1"} <= set(flags)
-    assert site.job("train").returncode == 0
+    assert site.job("train", SLURM_JOB_NUM_NODES="2").returncode == 0
     assert site.calls("srun")[0][1]["NCCL_SOCKET_IFNAME"] == "ib1"
 
 
@@ -593,7 +593,8 @@ def test_there_is_a_rank_for_each_gpu(site, gres, gpus):
     site.describe(f"GEOCHIP_GPU_GRES={gres}\n")
     assert site.job("train").returncode == 0
     ((arguments, _),) = site.calls("srun")
-    assert f"--nproc-per-node={gpus}" in arguments
+    started = [word for word in arguments if word.startswith("--nproc-per-node=")]
+    assert started == ([f"--nproc-per-node={gpus}"] if gpus > 1 else [])
 
 
 def test_an_earlier_run_is_gone_on_with_and_never_overwritten(site):
@@ -699,10 +700,9 @@ def test_how_training_is_started(site):
     ((arguments, environment),) = site.calls("srun")
     assert arguments == [
         "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=8", "--kill-on-bad-exit=1",
-        "bash", "-c", 'trap "" USR2; export PET_RDZV_CONF="is_host=$((SLURM_NODEID == 0))" '
-        'PET_LOCAL_ADDR="${PET_LOCAL_ADDR:-$SLURMD_NODENAME}"; exec "$@"', "train",
-        "python", "-m", "torch.distributed.run",
-        "--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-id=123456", "--rdzv-endpoint=node1:13456",
+        "bash", "-c", 'trap "" USR2; export PET_NODE_RANK="$SLURM_NODEID"; exec "$@"', "train",
+        "python", "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2",
+        "--rdzv-backend=static", "--rdzv-id=123456", "--master-addr=node1", "--master-port=13456",
         "-m", "geochip.train_ddp", "--config", str(site.out / "run.yaml"), "--run_dir", str(site.out),
     ]  # fmt: skip
     assert environment["OMP_NUM_THREADS"] == "4"
@@ -712,24 +712,26 @@ def test_how_training_is_started(site):
 
 
 def test_where_ranks_meet(site):
-    """On one node torchrun looks for a free port itself; of two, only the first one may open it.
-
-    They call each other by Slurm's names: what a node thinks that its own name is need not be known to the others.
-    """
+    """On the first node that Slurm names; those of one node stay on it, and one process needs no torchrun at all."""
     assert site.job("train", SLURM_JOB_NUM_NODES="1").returncode == 0
+    site.describe("GEOCHIP_TRAIN_RANKS=2\nGEOCHIP_GPU_INTERFACE=ib0\n")
+    assert site.job("train", SLURM_JOB_NUM_NODES="1").returncode == 0
+    site.describe("")
     assert site.job("train", SLURM_JOB_NUM_NODES="2").returncode == 0
-    (one, alone), (_, together) = site.calls("srun")
-    assert "--standalone" in one
-    assert not [word for word in one if word.startswith("--rdzv")]
-    node = [*one[one.index("bash") :][:3], "train", "sh", "-c", "echo $PET_RDZV_CONF $PET_LOCAL_ADDR"]
-    for given, number, told in (
-        (alone, "0", "is_host=1 localhost"),
-        (together, "0", "is_host=1 node1"),
-        (together, "1", "is_host=0 node2"),
-    ):
-        environment = {**site.environment, **given, "SLURM_NODEID": number, "SLURMD_NODENAME": f"node{int(number) + 1}"}
-        done = subprocess.run(node, env=environment, capture_output=True, text=True, check=True, timeout=20)
-        assert done.stdout == f"{told}\n"
+    (alone, _), (one, environment), (several, _) = site.calls("srun")
+    assert alone[alone.index("train") :][:4] == ["train", "python", "-m", "geochip.train_ddp"]
+    assert ("--nnodes=1" in one, "--master-addr=localhost" in one) == (True, True)
+    assert "GLOO_SOCKET_IFNAME" not in environment
+    assert ("--nnodes=2" in several, "--master-addr=node1" in several) == (True, True)
+    for arguments in (one, several):
+        assert "--rdzv-backend=static" in arguments
+        # What torchrun makes of a static rendezvous without one is not static.
+        assert "--master-port=10007" in arguments
+    node = [*one[one.index("bash") :][:3], "train", "sh", "-c", "echo $PET_NODE_RANK"]
+    done = subprocess.run(
+        node, env={**site.environment, "SLURM_NODEID": "1"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"
 
 
 def test_a_port_that_is_taken_is_not_where_ranks_meet(site):
@@ -741,8 +743,8 @@ def test_a_port_that_is_taken_is_not_where_ranks_meet(site):
         taken.listen()
         assert site.job("train", SLURM_JOB_NUM_NODES="2", SLURM_JOB_ID=str(port - 10000)).returncode == 0
     ((arguments, _),) = site.calls("srun")
-    (endpoint,) = [word for word in arguments if word.startswith("--rdzv-endpoint=node1:")]
-    assert int(endpoint.rpartition(":")[2]) > port
+    (given,) = [word for word in arguments if word.startswith("--master-port=")]
+    assert int(given.rpartition("=")[2]) > port
 
 
 def test_ranks_are_as_many_as_the_gpus_that_the_job_was_given(site):
@@ -753,7 +755,7 @@ def test_ranks_are_as_many_as_the_gpus_that_the_job_was_given(site):
     assert "--nproc-per-node=2" in site.calls("srun")[1][0]
     site.describe("GEOCHIP_TRAIN_RANKS=1\n")
     assert site.job("train", SLURM_GPUS_ON_NODE="2").returncode == 0
-    assert "--nproc-per-node=1" in site.calls("srun")[2][0]
+    assert "torch.distributed.run" not in site.calls("srun")[2][0]
     site.describe("GEOCHIP_TRAIN_RANKS=3\n")
     fails(
         site.job("train", SLURM_GPUS_ON_NODE="2"),

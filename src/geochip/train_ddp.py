@@ -3,10 +3,13 @@
 One CPU or one GPU:
     python -m geochip.train_ddp --config run.yaml
 Four GPUs, or four processes that share the CPUs, of one machine:
-    torchrun --standalone --nproc-per-node=4 -m geochip.train_ddp --config run.yaml
-Two machines with four GPUs each, run on both (HOST is one of them; run_dir and the chip store are on a shared disk):
-    torchrun --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-id=1 --rdzv-endpoint=HOST:29500 \
+    torchrun --nproc-per-node=4 --master-port=29500 -m geochip.train_ddp --config run.yaml
+Two machines with four GPUs each (HOST is the first; on the second --node-rank=1; run_dir and the chip store are on a
+shared disk):
+    torchrun --nnodes=2 --node-rank=0 --nproc-per-node=4 --master-addr=HOST --master-port=29500 \
         -m geochip.train_ddp --config run.yaml
+The port is any free one. With a port given torchrun uses a static rendezvous; with --standalone or
+--rdzv-backend=c10d it unpickles what anyone who reaches its port puts there, see docs/security.md.
 
 Each process is a rank. train.batch_size chips pass through each rank a step, so the global batch is that times the
 number of ranks; the first line printed says it. Losses are sums over pixels divided by the number of valid pixels of
