@@ -57,11 +57,10 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from geochip.checkpoint import Checkpoint, Place, load_newest, require_same_settings, save_checkpoint
+from geochip.checkpoint import Checkpoint, Place, load_newest, require_same_settings, restore, save_checkpoint
 from geochip.config import RunConfig, available_cpus
 from geochip.dataset import BatchReader, TrainingData, find_data, training_batches
 from geochip.errors import GeochipError, InputError, WorkError, run_command
-from geochip.files import make_directory
 from geochip.interruption import (
     Requests,
     StoppedError,
@@ -83,7 +82,7 @@ from geochip.progress import ProgressReport
 from geochip.ranks import Ranks, ToldElsewhereError, choose_device
 from geochip.run_file import parse_run_config
 from geochip.train_steps import learning_rate, next_batch, summed_loss, training_mode, validate
-from geochip.training_log import EpochLosses, Row, TrainingLog, in_one_line
+from geochip.training_log import EpochLosses, Row, TrainingLog, in_one_line, make_places
 
 
 def main(argv: Sequence[str]) -> None:
@@ -136,7 +135,7 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
     model = ranks.alike(make_model, config, data.contract, load_weights=rank == 0 and saved is None)
     history: list[Row] = []
     if saved is not None:
-        model.load_state_dict(saved.model)
+        ranks.alike(restore, saved, config.train_dir, model)
         history = list(saved.history)
     if done >= settings.epochs:
         ranks.say(f"the training had already finished: {done} of {settings.epochs} epochs")
@@ -144,7 +143,7 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
         return
     training_mode(model, settings)
     ranks.alike(rehearse, model, batch_size=settings.batch_size, chip_size=data.contract.chip_size)
-    ranks.alike(make_directory, config.train_dir, "run_dir")
+    ranks.alike(make_places, config.train_dir)
 
     model.to(device)
     ddp: nn.Module = model
@@ -153,7 +152,7 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
     optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=settings.lr)
     losses, seconds = EpochLosses(ranks), 0.0  # of the steps of the epoch that is under way
     if saved is not None:
-        optimizer.load_state_dict(saved.optimizer)
+        ranks.alike(restore, saved, config.train_dir, optimizer)
         losses, seconds = EpochLosses(ranks, saved.loss_sums, saved.valid), saved.seconds
         within = f" and {saved.step} of {steps} steps" if saved.step else ""
         ranks.say(f"going on after epoch {done} of {settings.epochs}{within}, from {config.train_dir}")
