@@ -1152,7 +1152,7 @@ SCRIPT = """#!/usr/bin/env bash
 #SBATCH --mem=8G
 #SBATCH -t 01:30:00
 #SBATCH --gres=gpu:a100:1
-export GDAL_CACHEMAX=128
+export OMP_NUM_THREADS=1
 {prologue}
 {python} -m distributed.cli.dask_worker tcp://10.0.0.1:1 --nthreads 1 --interface ib0
 """

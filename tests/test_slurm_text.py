@@ -77,7 +77,7 @@ def test_the_job_of_a_bare_run_file(tmp_path):
     assert (option(words, "--lifetime"), option(words, "--lifetime-stagger")) == ("3060s", "180s")
     assert "--no-dashboard" in words
     assert "--nworkers" not in words
-    for line in ("export GDAL_CACHEMAX=128", "export OMP_NUM_THREADS=1", "export MALLOC_ARENA_MAX=2"):
+    for line in ("export OMP_NUM_THREADS=1", "export MALLOC_ARENA_MAX=2"):
         assert line in script.splitlines()
     # Nothing is started or written for a look at the script.
     assert list(tmp_path.iterdir()) == []
@@ -163,7 +163,6 @@ def test_what_the_worker_is_called_with(tmp_path, name):
     assert environ["MINE"] == "1 2"
     # A person's own lines have the last word.
     assert environ["OMP_NUM_THREADS"] == "2"
-    assert environ["GDAL_CACHEMAX"] == "128"
     (output,) = (line for line in directives(script) if line.startswith("--output"))
     assert output == f'--output="{str(run_dir).replace("%", "%%")}/logs/geochip-x-%j.out"'
 

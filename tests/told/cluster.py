@@ -29,4 +29,9 @@ TOLD: dict[str, Told] = {
         meaning="Slurm could not be told where the logs of workers go.",
         remedy="Name another `log_directory` in `cluster.cpu` and `cluster.gpu`, or another `run_dir`.",
     ),
+    "second_training": Told(
+        message="run_dir: ... is being written by process ... on ...; wait for it or end it (kill ... on ...), or choose another run_dir; if that process is gone, remove ...train.lock",
+        meaning="Another training writes this `run_dir`: two would overwrite each other's checkpoints.",
+        remedy="Wait for it, or end it (`touch run_dir/train/stop` keeps its last step), or train in another `run_dir`.",
+    ),
 }

@@ -4,8 +4,6 @@ import shlex
 from collections.abc import Iterable
 
 WORKER_ENVIRONMENT = {
-    # GDAL's default cache is 5 % of the machine for every process, which on a large shared node is more than its share.
-    "GDAL_CACHEMAX": "128",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",

@@ -14,8 +14,11 @@ import rasterio.windows
 from affine import Affine
 
 from geochip.config import IGNORE
+from geochip.gdal import bound_cache
 from geochip.store.predictions import PredictedScene, PredictionStore
 from geochip.windows import blocks
+
+bound_cache()
 
 _TILE = 512
 _TEMPORARY = ".writing-"
