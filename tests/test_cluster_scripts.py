@@ -19,6 +19,7 @@ import yaml
 from geochip.cluster import job_script
 from geochip.run_file import parse_run_config
 from helpers import ROOT
+from told import told
 
 CLUSTER = ROOT / "cluster"
 STEPS = ("chip", "train", "infer", "evaluate")
@@ -38,12 +39,12 @@ if number in answer.get("silent", {{}}).get(name, []):
 if name == "sbatch" and "--test-only" in arguments:
     (here / ("script%d" % number)).write_text(sys.stdin.read())
     if number == answer.get("refused"):
-        sys.exit("allocation failure: Invalid account")
+        sys.exit("allocation failure: " + answer.get("refusal", "Invalid account"))
     print("sbatch: Job 9 to start at 2026-03-01T14:00:00 using 1 processors on nodes node1", file=sys.stderr)
 elif name == "sbatch":
     number = sum(line.startswith('["sbatch"') for line in (here / "calls").read_text().splitlines())
     if number == answer.get("refused"):
-        sys.exit("sbatch: error: Batch job submission failed: Invalid account")
+        sys.exit("sbatch: error: Batch job submission failed: " + answer.get("refusal", "Invalid account"))
     print(100 + number)
 elif name == "squeue":
     print(*answer.get("queued", []), sep=chr(10))
@@ -158,13 +159,13 @@ def test_an_unedited_site_file_submits_four_jobs_in_a_row(site):
     for number, step in enumerate(STEPS):
         after = [f"--dependency=afterok:{100 + number}", "--kill-on-invalid-dep=yes"] if number else []
         assert submitted[step] == [
-            "--parsable", *expected[step], f"--job-name=geochip-{step}", f"--output={site.out}/logs/{step}-%j.out",
+            "--parsable", *expected[step], f"--job-name={step}-geochip", f"--output={site.out}/logs/{step}-%j.out",
             *common, *after, str(CLUSTER / f"{step}.sbatch"), str(site.out), str(site.out / "run.yaml"),
         ]  # fmt: skip
     # What the batch scripts say of themselves, for whoever submits one alone, is the same.
     for step in STEPS:
         directives = re.findall(r"^#SBATCH (.*)$", (CLUSTER / f"{step}.sbatch").read_text(), re.MULTILINE)
-        assert set(directives) == {f"--job-name=geochip-{step}", *common[:3]}
+        assert set(directives) == {f"--job-name={step}-geochip", *common[:3]}
 
 
 def test_what_is_printed_says_how_to_watch_and_to_go_on(site):
@@ -308,6 +309,67 @@ def test_every_variable_is_in_the_site_file_with_an_example(site):
     assert set(re.findall(r"^#GEOCHIP_(\w+)=", (CLUSTER / "site.env").read_text(), re.MULTILINE)) == set(
         known[1].split()
     )
+
+
+def test_the_site_file_names_the_defaults_that_count(site):
+    text = re.search(r"SITE_DEFAULTS=\((.*?)\)", (CLUSTER / "lib.sh").read_text(), re.DOTALL)
+    named = re.findall(r"^#GEOCHIP_(\w+)=.*?  # default: ([\w:]+)", (CLUSTER / "site.env").read_text(), re.MULTILINE)
+    assert dict(named) == dict(pair.split("=") for pair in text[1].split())
+    assert len(named) == len(dict(named)) >= 13
+    # And these are what an empty file gives: as if each had been written into it.
+    site.describe("")
+    empty = site.submitted()
+    (site.bin / "calls").unlink()
+    site.describe("".join(f"GEOCHIP_{name}={value}\n" for name, value in named))
+    assert site.submitted() == empty
+
+
+def test_squeue_shows_which_step_a_job_is_of(site):
+    names = []
+    for arguments in site.submitted().values():
+        (name,) = [word.removeprefix("--job-name=") for word in arguments if word.startswith("--job-name=")]
+        names.append(name)
+    config = parse_run_config(["--cluster.kind=slurm"], command="chipping", description="")[0]
+    for jobs in ("cpu", "gpu"):
+        names += re.findall(r"^#SBATCH -J (\S+)$", job_script(config.cluster, jobs, "/r"), re.MULTILINE)
+    assert [name[:8] for name in names] == ["chip-geo", "train-ge", "infer-ge", "evaluate", "chip-wor", "infer-wo"]
+    assert all("geochip" in name for name in names)
+
+
+REFUSALS = {
+    "Invalid account or account/partition combination specified": ["GEOCHIP_ACCOUNT"] * 4,
+    "Invalid qos specification": ["GEOCHIP_QOS"] * 4,
+    "invalid partition specified: x": [
+        "GEOCHIP_DRIVER_PARTITION", "GEOCHIP_GPU_PARTITION", "GEOCHIP_DRIVER_PARTITION", "GEOCHIP_CPU_PARTITION",
+    ],
+    "Requested time limit is invalid (missing or exceeds some limit)": [
+        "GEOCHIP_DRIVER_TIME", "GEOCHIP_GPU_TIME", "GEOCHIP_DRIVER_TIME", "GEOCHIP_CPU_TIME",
+    ],
+    "Memory specification can not be satisfied": [
+        "GEOCHIP_DRIVER_MEMORY", "GEOCHIP_GPU_MEMORY", "GEOCHIP_DRIVER_MEMORY", "GEOCHIP_DRIVER_MEMORY",
+    ],
+    "unrecognized option '--nice=x'": ["GEOCHIP_DIRECTIVES"] * 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", REFUSALS)
+def test_a_refusal_names_the_variable_to_change(site, said):
+    for number, (step, variable) in enumerate(zip(STEPS, REFUSALS[said], strict=True), 1):
+        (site.bin / "calls").unlink(missing_ok=True)
+        site.answer(refused=number, refusal=said)
+        done = site.run("pipeline.sh", site.directory / f"out{number}", site.run_file)
+        fails(
+            done, f"sbatch refused the step {step}", f"; change {variable} in {site.directory}/site.env. What", code=1
+        )
+        assert said in done.stderr
+    told("step_refused", done.stderr)
+
+
+def test_a_refusal_of_another_kind_names_all_that_it_may_come_from(site):
+    site.answer(refused=2, refusal="Requested node configuration is not available")
+    done = site.run("pipeline.sh", site.out, site.run_file)
+    variables = "GEOCHIP_GPU_PARTITION, GEOCHIP_GPU_MEMORY, GEOCHIP_GPU_TIME, GEOCHIP_GPU_GRES, GEOCHIP_GPU_CORES"
+    fails(done, f"GEOCHIP_ACCOUNT, GEOCHIP_QOS, {variables} or GEOCHIP_DIRECTIVES in ", code=1)
 
 
 def geochip_flags(call):
@@ -662,7 +724,7 @@ def test_when_a_step_is_refused_nothing_stays_in_the_queue(site):
     site.answer(refused=3)
     done = site.run("pipeline.sh", site.out, site.run_file)
     assert "sbatch: error: Batch job submission failed: Invalid account" in done.stderr
-    fails(done, "sbatch refused the step infer, for the reason above", "--job-name=geochip-infer", code=1)
+    fails(done, "sbatch refused the step infer, for the reason above", "--job-name=infer-geochip", code=1)
     assert [arguments for arguments, _ in site.calls("scancel")] == [["101", "102"]]
 
 
@@ -933,7 +995,7 @@ def test_the_doctor_asks_slurm_for_the_jobs_of_the_steps(site):
         == "ok   chip step: Slurm takes its job: Job 9 to start at 2026-03-01T14:00:00 using 1 processors on nodes node1"
     )
     assert lines[1].startswith(
-        "FAIL train step: Slurm refuses its job: allocation failure: Invalid account; change site.env. What it was asked: sbatch --nodes=1"
+        f"FAIL train step: Slurm refuses its job: allocation failure: Invalid account; change GEOCHIP_ACCOUNT in {site.directory}/site.env. What it was asked: sbatch --nodes=1"
     )
     assert "a run would fail all the same: see the lines above that begin with FAIL and name a step" in done.stderr
     assert not site.out.exists()
@@ -961,7 +1023,7 @@ def test_the_doctor_knows_how_long_jobs_may_take(site):
     done = site.run("pipeline.sh", "--doctor", site.out, site.run_file)
     assert done.returncode == 1
     assert [line for line in done.stdout.splitlines() if line.startswith("FAIL")] == [
-        "FAIL train step: --time=02:00:00 is more than gpu allows, 60 minutes; lower GEOCHIP_GPU_TIME in site.env"
+        f"FAIL train step: --time=02:00:00 is more than gpu allows, 60 minutes; lower GEOCHIP_GPU_TIME in {site.directory}/site.env"
     ]
 
 

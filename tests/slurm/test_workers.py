@@ -78,7 +78,7 @@ def test_two_jobs_give_the_bytes_of_a_local_run(tmp_path, data, quiet, slurm, st
     told = finish(process, run_dir, slurm)
     assert tree_hash(run_dir / "chips.zarr") == quiet
     assert re.search(
-        r"^Slurm: submitted jobs \d+, \d+ as geochip-cpu-\w+; logs: .*/it's a run/logs/", told, re.MULTILINE
+        r"^Slurm: submitted jobs \d+, \d+ as chip-worker-geochip-\w+; logs: .*/it's a run/logs/", told, re.MULTILINE
     )
     assert "Slurm: 2 of 2 workers are there" in told
     assert len(list((run_dir / "logs").iterdir())) == 2

@@ -34,4 +34,9 @@ TOLD: dict[str, Told] = {
         meaning="Another training writes this `run_dir`: two would overwrite each other's checkpoints.",
         remedy="Wait for it, or end it (`touch run_dir/train/stop` keeps its last step), or train in another `run_dir`.",
     ),
+    "step_refused": Told(
+        message="sbatch refused the step ..., for the reason above; nothing of this submission is left in the queue; change ... in ... What it was asked: ...",
+        meaning="Slurm does not take the job of a step: account, partition, time limit, memory or GPU.",
+        remedy="Change the variable that is named, in `site.env`, and submit again.",
+    ),
 }

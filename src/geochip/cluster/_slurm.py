@@ -43,8 +43,15 @@ _DEATH_TIMEOUT = 300
 _SBATCH_SECONDS = 120
 # The one whose section of Dask's configuration the script is made from.
 _NAME = "geochip"
+# squeue shows eight letters of a job's name: they tell which step its worker is of.
+_OF_STEP = {"cpu": "chip", "gpu": "infer"}
 # Defaults of the person who calls sbatch. In the environment they would override what the script says.
 _OWN_DEFAULTS = {"SBATCH_ACCOUNT": "-A", "SBATCH_PARTITION": "-p", "SBATCH_QOS": "--qos"}
+
+
+def worker_name(jobs: str) -> str:
+    """What the jobs of workers are called, before what tells those of one run from those of another."""
+    return f"{_OF_STEP[jobs]}-worker-geochip"
 
 
 def section_of(cluster: ClusterConfig, jobs: str) -> Section:
@@ -94,7 +101,7 @@ def job_script(
     Raises:
         InputError: when the profile is not there or not good.
     """
-    section, name = section_of(cluster, jobs), name or f"geochip-{jobs}"
+    section, name = section_of(cluster, jobs), name or worker_name(jobs)
     secure = not cluster.insecure
     address = address or f"{'tls' if secure else 'tcp'}://ADDRESS:PORT"
     tls = [f"{option} {shlex.quote(value)}" for option, value in keys.options] if keys else []
@@ -144,7 +151,7 @@ class SlurmJobs:
     def __init__(self, cluster: ClusterConfig, jobs: str, run_dir: Path, *, address: str, keys: Keys | None) -> None:
         section = section_of(cluster, jobs)
         self.key = f"cluster.{jobs}"
-        self.name = f"geochip-{jobs}-{secrets.token_hex(3)}"
+        self.name = f"{worker_name(jobs)}-{secrets.token_hex(3)}"
         """Of all these jobs, and of no other."""
         self.address = address
         self.logs = log_directory(section, run_dir)
