@@ -516,7 +516,7 @@ def test_a_dry_run_says_what_would_be_done(tmp_path, small, capsys):
     told = capsys.readouterr().out
     assert told.startswith("2 scenes, ")
     assert "4 jobs with this script would be submitted:\n\n#!/bin/bash -l\n" in told
-    assert "\n#SBATCH -J geochip-gpu\n" in told
+    assert "\n#SBATCH -J infer-worker-geochip\n" in told
     assert "\n#SBATCH --gres=gpu:a100_1g.10gb:1\n" in told
     main([*small, "--dry_run"])
     assert "jobs with this script" not in capsys.readouterr().out

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import shapely
 from affine import Affine
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -27,7 +26,7 @@ from geochip.files import is_there, make_directory, write_durably
 from geochip.labels import Grid, LabelError, LabelRules, SceneLabel, read_aoi
 from geochip.metrics import Confusion, confusion_matrix, evaluation_items, scores
 from geochip.names import composed
-from geochip.progress import ProgressReport
+from geochip.progress import ProgressReport, console
 from geochip.run_file import parse_run_config
 from geochip.scenes import (
     Outputs,
@@ -247,7 +246,7 @@ def _sum(confusions: Mapping[str, Confusion]) -> Confusion:
 
 def show(class_names: Sequence[str], confusions: Mapping[str, Confusion]) -> None:
     """Print the scores: plain text where standard output is no terminal."""
-    console = Console(highlight=False)
+    out = console()
     overall = _sum(confusions)
     tables = {f"{len(confusions)} scenes": _class_table(class_names, overall)}
     if len(class_names) <= _CLASSES_SHOWN:
@@ -257,8 +256,8 @@ def show(class_names: Sequence[str], confusions: Mapping[str, Confusion]) -> Non
         title = "scenes by mean IoU" if few else f"the {_SCENES_SHOWN} scenes of lowest mean IoU"
         tables[title] = _scene_table(confusions)
     for title, table in tables.items():
-        console.print(f"\n{title}", style="bold")
-        console.print(table)
+        out.print(f"\n{title}", style="bold")
+        out.print(table)
 
 
 def _table(first: str, *others: str) -> Table:

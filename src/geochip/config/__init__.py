@@ -7,7 +7,7 @@ The dataclasses below are the grammar: field names are the keys, the line under 
 from geochip.config._chips import ChipsConfig
 from geochip.config._cluster import ClusterConfig, SlurmJobConfig, memory_mib, walltime_seconds
 from geochip.config._data import RASTER_SUFFIXES, DataConfig, LabelsConfig, SplitConfig
-from geochip.config._rules import IGNORE, PROBABILITY_STEPS, Device, available_cpus
+from geochip.config._rules import IGNORE, PROBABILITY_STEPS, Device, available_cpus, one_line
 from geochip.config._run import InferConfig, ModelConfig, RunConfig, TrainConfig
 
 __all__ = [
@@ -27,5 +27,6 @@ __all__ = [
     "TrainConfig",
     "available_cpus",
     "memory_mib",
+    "one_line",
     "walltime_seconds",
 ]

@@ -1,6 +1,7 @@
 """What every section of the run file shares."""
 
 import os
+import unicodedata
 from typing import Literal
 
 from geochip.errors import InputError
@@ -56,6 +57,17 @@ def store_rules(key: str, path: str | None) -> list[Rule]:
     """What the path of a store may be; None is none."""
     fault = None if path is None else fault_of_store(path)
     return [(fault is None, key, path, fault or "")]
+
+
+ONE_LINE = "must be one line of text, without line breaks or other control characters"
+
+
+def one_line(text: str | None) -> bool:
+    """Whether a text has no line break or other control character, and no byte that is not UTF-8; None has none.
+
+    Written into a job script, what has one would add lines of its own.
+    """
+    return text is None or not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text)
 
 
 def available_cpus() -> int:

@@ -15,9 +15,12 @@ import rasterio.windows
 from affine import Affine
 
 from geochip.config import IGNORE
+from geochip.gdal import bound_cache
 from geochip.names import TEMPORARY_PREFIX
 from geochip.store.predictions import PredictedScene, PredictionStore
 from geochip.windows import blocks
+
+bound_cache()
 
 _TILE = 512
 # What a directory of a writer may hold: the file, and what GDAL writes beside it.
