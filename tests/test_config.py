@@ -120,7 +120,7 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
         ("--cluster.workers=0", "cluster.workers: 0 is not allowed: must be at least 1, or null"),
         (
             "--cluster.kind=address",
-            "cluster.address: None is not allowed: must be given for cluster.kind: address, such as tcp://10.0.0.1:8786",
+            "cluster.address: null is not allowed: must be given for cluster.kind: address, such as tcp://10.0.0.1:8786",
         ),
         ("--cluster.kind=pbs", "cluster.kind: 'pbs' is not allowed: must be one of 'local', 'slurm', 'srun', 'address'"),
         ("--run_dir=", "run_dir: '' is not allowed: must not be empty"),
@@ -140,7 +140,7 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
         ("--data.classes=[a,a]", "data.classes: ('a', 'a') is not allowed: must not name a class twice"),
         (
             "--data.classes=[a,b,c]",
-            "labels.class_property: None is not allowed: must name the property that tells the 2 classes of geometries apart",
+            "labels.class_property: null is not allowed: must name the property that tells the 2 classes of geometries apart",
         ),
             ("--chips.size_range=[30,20]", "chips.size_range: (30, 20) is not allowed: must be [smallest, largest], 1 to 65536"),
             ("--chips.size_range=[3]", "chips.size_range: '[3]' is not allowed: must be a list of two whole numbers or null"),
@@ -167,7 +167,7 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
         ("--labels.class_map={a: road}", "labels.class_map: {'a': 'road'} is not allowed: must be one of data.classes: background, building"),
             ("--labels.class_map={a: building} --labels.ignore=[a]", "labels.ignore: ('a',) is not allowed: also stands in labels.class_map; a value is one or the other"),
             ("--data.stack=[height.tif]", "data.stack: 'height.tif' is not allowed: must contain {id}"),
-            ("--split.by=manifest", "split.manifest: None is not allowed: must be the path of a table for split.by: manifest"),
+            ("--split.by=manifest", "split.manifest: null is not allowed: must be the path of a table for split.by: manifest"),
             ("--split.by=blocks --data.image=a{id}.tif --data.label=b{id}.tif --data.stack=['{split}{id}.tif']", "data.stack: '{split}{id}.tif' is not allowed: must not contain {split} when split.by: blocks makes the splits"),
             ("--split.fractions={train: 0.5, val: 0.4, test: 0}", "split.fractions: {'train': 0.5, 'val': 0.4, 'test': 0.0} is not allowed: must be shares of at least 0 that add up to 1"),
             ("--split.fractions={train: 1}", "split.fractions: {'train': 1.0} is not allowed: must give a share to each of data.splits: train, val, test"),
@@ -197,8 +197,8 @@ def test_impossible_values_are_named_with_what_is_allowed(flag, line):
             ],
         ),
         ("chips: 3\n", ["chips: 3 is not allowed: must be a section with the keys size, method, per_scene, per_area, stride, edge, size_range, aoi, aoi_within, min_valid, target_classes, min_target_fraction, negative_rate, max_tries, seed, allow_overlap, store; or leave it out"]),
-        ("chips:\n", ["chips: nothing is not allowed: must be a section with the keys size, method, per_scene, per_area, stride, edge, size_range, aoi, aoi_within, min_valid, target_classes, min_target_fraction, negative_rate, max_tries, seed, allow_overlap, store; or leave it out"]),
-        ("chips:\n  size: 3\nchips:\n  seed: 1\n", ["chips: stands twice in the run file (line 3); join them"]),
+        ("chips:\n", ["chips: null is not allowed: must be a section with the keys size, method, per_scene, per_area, stride, edge, size_range, aoi, aoi_within, min_valid, target_classes, min_target_fraction, negative_rate, max_tries, seed, allow_overlap, store; or leave it out"]),
+        ("chips:\n  size: 3\nchips:\n  seed: 1\n", ["--config: {file} cannot be read: chips stands twice (line 3); join them"]),
         ("", ["--config: {file} holds no keys; see --print_config for those that there are"]),
         ("- a\n", ["--config: {file} holds no keys; see --print_config for those that there are"]),
     ],
@@ -240,12 +240,12 @@ def test_a_stride_beyond_the_window_is_refused():
 
 def test_a_run_file_that_is_missing_or_no_yaml(tmp_path):
     (line,) = error_lines("--config", tmp_path / "none.yaml")
-    assert line.startswith("--config: File does not exist")
+    assert line.startswith(f"--config: '{tmp_path}/none.yaml' cannot be read: No such file or directory; ")
     assert line.endswith("give the path of a run file")
     broken = tmp_path / "broken.yaml"
     broken.write_text("chips: [\n")
     (line,) = error_lines("--config", broken)
-    assert line.startswith(f"--config: {broken} is no valid YAML: ")
+    assert line.startswith(f"--config: {broken} cannot be read: it is no valid YAML: ")
 
 
 def test_commands_exit_with_2_and_write_nothing(tmp_path):

@@ -16,9 +16,24 @@ Rule = tuple[bool, str, object, str]
 """(holds, key, value, what is allowed)"""
 
 
+_LONGEST = 200
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: null, true and false as YAML writes them, and never longer than a line or two."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # A whole number of thousands of digits.
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text)} characters)"
+
+
 def check(*rules: Rule) -> None:
     """Raise one `InputError` with a line for each rule that does not hold."""
-    broken = [f"{key}: {value!r} is not allowed: {allowed}" for holds, key, value, allowed in rules if not holds]
+    broken = [f"{key}: {shown(value)} is not allowed: {allowed}" for holds, key, value, allowed in rules if not holds]
     if broken:
         raise InputError("\n".join(broken))
 
