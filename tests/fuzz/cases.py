@@ -83,7 +83,7 @@ def run_case(pristine: Path, scratch: Path, address: str, *, seed: int, number: 
     argv = ["--config=run.yaml", *cluster_flags(address), *flags]
     before = outside(directory)
     code, where, output = _run(module, argv, directory, short_locks=kind == "locks")
-    fault = _fault_of(code, output) or _difference(before, outside(directory))
+    fault = _fault_of(code, output) or _difference(before, outside(directory), elsewhere=kind in ("run file", "flags"))
     if not fault:
         shutil.rmtree(directory, ignore_errors=True)
     return Verdict(
@@ -109,9 +109,13 @@ def outside(directory: Path) -> dict[str, str]:
     return found
 
 
-def _difference(before: dict[str, str], after: dict[str, str]) -> str:
-    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return f"changed outside run_dir: {', '.join(changed)}" if changed else ""
+def _difference(before: dict[str, str], after: dict[str, str], *, elsewhere: bool) -> str:
+    """What changed; `elsewhere`: the run file may name another run_dir or store beside what there was."""
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    if elsewhere:
+        there = {name.split("/")[0] for name in before}
+        changed = {name for name in changed if name.split("/")[0] in there}
+    return f"changed outside run_dir: {', '.join(sorted(changed))}" if changed else ""
 
 
 def _fault_of(code: object, output: str) -> str:

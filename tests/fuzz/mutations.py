@@ -12,15 +12,16 @@ import yaml
 # Values that stand where others belong: each was once believed by some program.
 ODD = (
     None, True, False, 0, 1, -1, 2, 255, 256, 1e3, 0.5, -0.0, 2**31, 2**63, 10**30, -(10**30), 1e308, float("nan"),
-    float("inf"), "", " ", "x", "0", "1e3", "null", "nan", "a\0b", "a\nb", "a;b", "{id}", "{{id}}", "{split}", "{", "../../x",
-    "/", ".", "..", "~", "\udcff", "ä", "a\u0308", "x" * 300, [], {}, [None], [[]], [1, None], ["a", 1], {"a": None}, {"a": 1},
+    float("inf"), "", " ", "x", "0", "1e3", "null", "nan", "a\0b", "a\nb", "a;b", "{id}", "{{id}}", "{split}", "{", ".", "~", "\udcff", "ä", "a\u0308", "x" * 300, [], {}, [None], [[]], [1, None], ["a", 1], {"a": None}, {"a": 1},
     {"": ""}, [0] * 1000, [1, 2], ["train"], {"train": 1},
 )  # fmt: skip
+# Not for run files: as a run_dir they would be taken at their word.
+ESCAPES = ("../../x", "/", "..", "/nowhere/at/all")
 DIGITS = "9" * 5000
 
 
-def odd_value(rng):
-    return copy.deepcopy(rng.choice(ODD))
+def odd_value(rng, values=(*ODD, *ESCAPES)):
+    return copy.deepcopy(rng.choice(values))
 
 
 def places(document, path=()):
@@ -33,12 +34,12 @@ def places(document, path=()):
         yield from places(value, (*path, key))
 
 
-def edit_tree(rng, document):
+def edit_tree(rng, document, values=(*ODD, *ESCAPES)):
     """A tree with one value dropped, replaced or nested; returns it and what was done, in words."""
     document = copy.deepcopy(document)
     path = rng.choice([path for path in places(document) if path] or [()])
     if not path:
-        return odd_value(rng), "the whole document replaced"
+        return odd_value(rng, values), "the whole document replaced"
     parent = document
     for key in path[:-1]:
         parent = parent[key]
@@ -51,9 +52,9 @@ def edit_tree(rng, document):
     elif how == "rename" and isinstance(parent, dict):
         parent[rng.choice(["x", "", f"{key}s", "0"])] = parent.pop(key)
     elif how == "add" and isinstance(parent, dict):
-        parent["added"] = odd_value(rng)
+        parent["added"] = odd_value(rng, values)
     else:
-        parent[key] = odd_value(rng)
+        parent[key] = odd_value(rng, values)
         return document, f"{where} = {_shown(parent[key])}"
     return document, f"{how} {where}"
 
@@ -120,7 +121,7 @@ def edit_yaml(rng, data):
     document = yaml.safe_load(data)
     how = rng.choice(["tree"] * 10 + ["text"] * 5)
     if how == "tree":
-        document, what = edit_tree(rng, document)
+        document, what = edit_tree(rng, document, ODD)
         return yaml.safe_dump(document, allow_unicode=True).encode("utf-8", "surrogatepass"), what
     lines = data.decode().splitlines()
     number = rng.randrange(len(lines))

@@ -211,7 +211,7 @@ def _odd_flag(rng: random.Random) -> tuple[str, Command]:
 
     module, flags, removed = rng.choice(TARGETS["run file"].commands)
     key = rng.choice([key for key in config_keys() if not key.startswith("cluster.") or key.count(".") == 2])
-    value = mutations.odd_value(rng)
+    value = mutations.odd_value(rng, mutations.ODD)
     # As a person would write it, and as a shell passes it on: bare, or as YAML.
     text = str(value) if rng.random() < 0.5 or not isinstance(value, list | dict) else yaml.safe_dump(value).strip()
     text = mutations.DIGITS if rng.random() < 0.05 else text.replace("\0", "")

@@ -16,6 +16,9 @@ Rule = tuple[bool, str, object, str]
 """(holds, key, value, what is allowed)"""
 
 
+LARGEST_SEED = 2**63 - 1
+"""Of all seeds: what every consumer of them takes, PyTorch's included."""
+
 _LONGEST = 200
 
 
@@ -36,6 +39,36 @@ def check(*rules: Rule) -> None:
     broken = [f"{key}: {shown(value)} is not allowed: {allowed}" for holds, key, value, allowed in rules if not holds]
     if broken:
         raise InputError("\n".join(broken))
+
+
+def within(key: str, value: float | None, low: float, high: float, unit: str = "", *, or_null: bool = False) -> Rule:
+    """The rule that a number is `low` to `high`, both included."""
+    allowed = f"must be {low} to {high}{unit and ' '}{unit}{', or null' if or_null else ''}"
+    return (value is None and or_null) or (value is not None and low <= value <= high), key, value, allowed
+
+
+def seed(key: str, value: int) -> Rule:
+    """The rule of every seed."""
+    return 0 <= value <= LARGEST_SEED, key, value, f"must be 0 to {LARGEST_SEED} (2**63 - 1)"
+
+
+_LARGEST_BATCH = 2**28
+"""Pixels that pass through a network at once: 1 GiB a band, and far more inside any network."""
+
+
+def check_batch(key: str, batch_size: int, size: int) -> None:
+    """Raise `InputError` when a batch of `size` x `size` pixels each holds more than any machine's memory does."""
+    pixels = batch_size * size**2
+    most = _LARGEST_BATCH // size**2
+    check(
+        (
+            pixels <= _LARGEST_BATCH,
+            key,
+            batch_size,
+            f"so many times {size} x {size} pixels take {pixels * 4 / 2**30:.1f} GiB of memory for each band and far "
+            f"more within the network; must be 1 to {most}",
+        )
+    )
 
 
 def available_cpus() -> int:

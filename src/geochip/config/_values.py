@@ -34,6 +34,9 @@ def type_faults(values: Mapping[str, Any], section: type, prefix: str = "") -> l
                 faults += type_faults(value, kind, f"{key}.")
             else:
                 faults.append(f"{key}: {shown(value)} is not allowed: must be {in_words(kind)}; or leave it out")
+        elif isinstance(value, str) and not value.strip():
+            nothing = "; null says that there is none" if fits(None, kind) else ""
+            faults.append(f"{key}: {shown(value)} is not allowed: must not be empty{nothing}")
         elif not fits(value, kind):
             default = (
                 "" if field.default in (MISSING, "") else f"; leave the key out for its default, {_default(field)}"
