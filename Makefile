@@ -10,8 +10,11 @@ RANKS ?= 2
 FREE_PORT = $$($(BIN)/python -c 'import socket; one = socket.create_server(("localhost", 0)); print(one.getsockname()[1])')
 # Processes that tests run in, a file of tests in one of them; each takes about 4 GiB.
 JOBS ?= 2
+# Broken inputs of `make fuzz`, and the seed that they follow from.
+CASES ?= 2000
+SEED ?= 0
 
-.PHONY: venv demo test lint bench clean
+.PHONY: venv demo test fuzz lint bench clean
 
 venv: $(STAMP)
 
@@ -40,6 +43,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz --cases $(CASES) --seed $(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -285,15 +285,15 @@ def test_a_file_of_profiles_that_is_not_there(tmp_path):
         ("--cluster.cpu.memory=8", "cluster.cpu.memory: '8' is not allowed: must be an amount of memory"),
         ("--cluster.gpu.walltime=soon", "cluster.gpu.walltime: 'soon' is not allowed: must be a time of at least a minute as Slurm writes it"),
         ("--cluster.gpu.walltime=0:30", "must be a time of at least a minute"),
-        ("--cluster.gpu.cores=0", "cluster.gpu.cores: 0 is not allowed: must be at least 1, or null"),
+        ("--cluster.gpu.cores=0", "cluster.gpu.cores: 0 is not allowed: must be 1 to 100000, or null"),
         ("--cluster.cpu.partition=a b", "cluster.cpu.partition: 'a b' is not allowed: must be one word, or null"),
         ("--cluster.cpu.directives=[constraint=a]", "cluster.cpu.directives: ['constraint=a'] is not allowed: must be options of sbatch, each in one line, such as --constraint=a100"),
         ("--cluster.cpu.directives=[--array=1-3]", "a job is one worker; cluster.workers says how many"),
         ("--cluster.cpu.directives=[-N2]", "a job is one worker; cluster.workers says how many"),
         ("--cluster.cpu.directives=[--output=x]", "must not hold -o, --output, -e, --error: use cluster.cpu.log_directory"),
         ("--cluster.cpu.skip_directives=['']", "cluster.cpu.skip_directives: [''] is not allowed: must be names of directives, such as --mem"),
-        ("--cluster.wait_minutes=0", "cluster.wait_minutes: 0.0 is not allowed: must be greater than 0"),
-        ("--cluster.max_replacements=-1", "cluster.max_replacements: -1 is not allowed: must be at least 0"),
+        ("--cluster.wait_minutes=0", "cluster.wait_minutes: 0.0 is not allowed: must be greater than 0 and at most 1000000"),
+        ("--cluster.max_replacements=-1", "cluster.max_replacements: -1 is not allowed: must be 0 to 1000000"),
     ],
 )  # fmt: skip
 def test_impossible_values_are_named(flag, words):

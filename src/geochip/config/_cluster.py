@@ -5,14 +5,14 @@ import shlex
 from dataclasses import dataclass
 from typing import Literal
 
-from geochip.config._rules import ONE_LINE, Rule, check, one_line
+from geochip.config._rules import ONE_LINE, Rule, check, one_line, within
 
 # As Slurm counts them: 8G, 8GB and 8GiB are all 8 x 1024 MiB.
-_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(?:i?B)?")
+_MEMORY = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ?([KMGT])(?:i?B)?")
 _MIB = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
-_WALLTIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d\d?))?(?::(?P<third>\d\d?))?")
 # What a shell would take for more than a name is in none.
 _INTERFACE = re.compile(r"[A-Za-z0-9_.:@-]+")
+_WALLTIME = re.compile(r"(?:(?P<days>\d{1,6})-)?(?P<first>\d{1,9})(?::(?P<second>\d\d?))?(?::(?P<third>\d\d?))?")
 # Options of sbatch by which a job would no longer be one worker, or its log would be elsewhere.
 _NOT_ONE_WORKER = ("-N", "--nodes", "-n", "--ntasks", "--ntasks-per-node", "-a", "--array")
 _OF_THE_LOG = ("-o", "--output", "-e", "--error")
@@ -107,7 +107,7 @@ class SlurmJobConfig:
                 list(self.prologue),
                 "must be lines of a shell script, without control characters",
             ),
-            (self.cores is None or self.cores >= 1, f"{key}.cores", self.cores, "must be at least 1, or null"),
+            within(f"{key}.cores", self.cores, 1, 100_000, or_null=True),
             (
                 self.memory is None or (bool(_MEMORY.fullmatch(self.memory)) and memory_mib(self.memory) >= 256),
                 f"{key}.memory",
@@ -197,7 +197,7 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         check(
-            (self.workers is None or self.workers >= 1, "cluster.workers", self.workers, "must be at least 1, or null"),
+            within("cluster.workers", self.workers, 1, 100_000, or_null=True),
             (
                 self.kind != "address" or bool(self.address),
                 "cluster.address",
@@ -205,17 +205,12 @@ class ClusterConfig:
                 "must be given for cluster.kind: address, such as tcp://10.0.0.1:8786",
             ),
             (
-                0 < self.wait_minutes < float("inf"),
+                0 < self.wait_minutes <= 1_000_000,
                 "cluster.wait_minutes",
                 self.wait_minutes,
-                "must be greater than 0",
+                "must be greater than 0 and at most 1000000",
             ),
-            (
-                self.max_replacements >= 0,
-                "cluster.max_replacements",
-                self.max_replacements,
-                "must be at least 0",
-            ),
+            within("cluster.max_replacements", self.max_replacements, 0, 1_000_000),
             *self.cpu.rules("cluster.cpu"),
             *self.gpu.rules("cluster.gpu"),
         )
