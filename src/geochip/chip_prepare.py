@@ -14,7 +14,7 @@ from geochip.errors import InputError, WorkError
 from geochip.labels import Grid, LabelError, label_crs, read_aoi
 from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, plan_chips
 from geochip.sampling import candidates_of, places_of
-from geochip.scenes import Catalogue, Scene, aoi_path, find_scenes, odd_ones, set_aside
+from geochip.scenes import Catalogue, Scene, aoi_path, find_scenes, odd_ones, set_aside, without_crs
 from geochip.store import SplitResult, make_header, read_header
 from geochip.windows import Window
 
@@ -133,9 +133,10 @@ def label_fault(scene: Scene) -> str | None:
     except LabelError as error:
         return str(error)
     if scene.crs is None and declared is not None:
+        reason, remedy = without_crs(scene)
         return (
-            f"{scene.image} has no CRS while label {scene.label} is in {declared.to_string()}, so nothing tells where "
-            "the label lies on the image; assign one to the image (gdal_edit.py -a_srs)"
+            f"{reason} while label {scene.label} is in {declared.to_string()}, so nothing tells where the label lies "
+            f"on the image; {remedy}"
         )
     return None
 

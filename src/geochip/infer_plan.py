@@ -12,7 +12,16 @@ from geochip.blending import Sliding
 from geochip.config import RunConfig
 from geochip.errors import InputError
 from geochip.model import Contract, bundle_sha256, load_bundle
-from geochip.scenes import Catalogue, Scene, SetAside, describe_files, find_scenes, scene_digest, set_aside
+from geochip.scenes import (
+    Catalogue,
+    Scene,
+    SetAside,
+    describe_files,
+    find_scenes,
+    notice_lines,
+    scene_digest,
+    set_aside,
+)
 
 # A network copes with objects a little larger or smaller than those that it was trained on, not with any size.
 _PIXEL_SIZE_TOLERANCE = 1.5
@@ -33,6 +42,11 @@ class InferPlan:
     """Scenes whose header could not be read."""
     warnings: tuple[str, ...]
     """What a person should know and may have meant."""
+
+    @property
+    def notices(self) -> list[str]:
+        """Lines on how files were taken, such as a band for alpha."""
+        return list(notice_lines(self.scenes))
 
     @property
     def windows(self) -> int:

@@ -8,7 +8,8 @@ from geochip.scenes.catalogue import (
     settle_bad_scenes,
 )
 from geochip.scenes.find import describe_files, find_scenes
-from geochip.scenes.header import SetAside
+from geochip.scenes.header import SetAside, without_crs
+from geochip.scenes.notices import Notice, notice_lines
 from geochip.scenes.reader import Scene, SceneError, SceneReader
 from geochip.scenes.resample import resample
 from geochip.scenes.sources import aoi_path, label_path
@@ -16,6 +17,7 @@ from geochip.scenes.table import catalogue_frame, corners
 
 __all__ = [
     "Catalogue",
+    "Notice",
     "Scene",
     "SceneError",
     "SceneReader",
@@ -26,9 +28,11 @@ __all__ = [
     "describe_files",
     "find_scenes",
     "label_path",
+    "notice_lines",
     "odd_ones",
     "resample",
     "scene_digest",
     "set_aside",
     "settle_bad_scenes",
+    "without_crs",
 ]
