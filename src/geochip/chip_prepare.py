@@ -110,9 +110,9 @@ def size_fault(scene: Scene, config: RunConfig) -> str | None:
     if wanted <= _MOST_WINDOWS:
         return None
     return (
-        f"{scene.image} has {scene.height} x {scene.width} pixels, of which {wanted} chips are asked for, and one scene "
-        f"may give {_MOST_WINDOWS}; ask for fewer (chips.stride, chips.per_area, chips.method random), or divide the "
-        "image (gdal_translate -srcwin)"
+        f"{scene.image} has {scene.height} x {scene.width} pixels, of which {wanted} chips are asked for, and one "
+        f"scene may give {_MOST_WINDOWS}; ask for fewer (chips.stride, chips.per_area, chips.method random), or divide "
+        "the image (gdal_translate -srcwin)"
     )
 
 

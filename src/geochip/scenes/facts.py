@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isnan
-from typing import Any, Literal
+from typing import Any
 
 from rasterio.enums import ColorInterp
 
 from geochip.config import DataConfig
 from geochip.scenes.notices import Notice
-from geochip.scenes.reader import alpha_bands, own_nodata, validity_of
+from geochip.scenes.reader import Validity, alpha_bands, own_nodata, validity_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class BandFacts:
     alpha: bool
     palette: bool
     """Its values are indices into a colour table."""
-    validity: Literal["all", "nodata", "mask"]
+    validity: Validity
     """What of the file, alpha bands apart, tells which of its pixels have data."""
     scale: float
     offset: float
@@ -40,13 +40,14 @@ def band_facts(dataset: Any) -> tuple[BandFacts, ...]:
     # Asked for once: each of them looks at all bands.
     dtypes, flags, values = dataset.dtypes, dataset.mask_flag_enums, dataset.nodatavals
     scales, offsets = dataset.scales, dataset.offsets
+    nodata = [own_nodata(value, dtype) for value, dtype in zip(values, dtypes, strict=True)]
     return tuple(
         BandFacts(
             dtype=dtypes[band - 1],
-            nodata=own_nodata(values[band - 1], dtypes[band - 1]),
+            nodata=nodata[band - 1],
             alpha=band in alpha,
             palette=colours[band - 1] == ColorInterp.palette,
-            validity=validity_of([flags[band - 1]]),
+            validity=validity_of([flags[band - 1]], [nodata[band - 1]]),
             scale=scales[band - 1],
             offset=offsets[band - 1],
         )

@@ -6,7 +6,7 @@ needed. GDAL handles never leave the thread that opened them.
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -27,6 +27,8 @@ from geochip.windows import Window
 
 # Of a scene's pixels, in the memory of whoever reads it.
 _MAPPED_BYTES = 64 * 2**20
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+Validity = Literal["all", "nodata", "mask"]
 _FLOATS = ("float32", "float64")
 _LARGEST_WHOLE_BYTES = 512 * 2**20
 
@@ -257,9 +259,11 @@ class _File:
     dataset: Any
     bands: list[int]
     """Its own numbers of the bands to read."""
+    alike: bool
+    """They are of one type."""
     place: slice | list[int]
     """Where they stand among the scene's."""
-    kind: Literal["all", "nodata", "mask"]
+    kind: Validity
     """What tells which pixels have data."""
     nodata: tuple[float | None, ...]
     """Of each of `bands`, as its pixels hold it."""
@@ -269,7 +273,12 @@ class _File:
     def read_into(self, image_bhw: npt.NDArray[Any], place: rasterio.windows.Window) -> npt.NDArray[np.bool_] | None:
         """Read the bands into their places; returns where there is data, None for everywhere."""
         image = image_bhw[self.place]
-        self.dataset.read(self.bands, window=place, out=image)
+        if self.alike:
+            self.dataset.read(self.bands, window=place, out=image)
+        else:
+            # rasterio reads bands of several types one by one alone.
+            for band, pixels in zip(self.bands, image, strict=True):
+                self.dataset.read(band, window=place, out=pixels)
         if isinstance(self.place, list):
             image_bhw[self.place] = image
         parts: list[npt.NDArray[np.bool_]] = []
@@ -300,32 +309,45 @@ def _chosen_of(dataset: Any, path: str, first: int, scene: Scene) -> list[_File]
     bands = [chosen[place] - first + 1 for place in places]
     together = places == list(range(places[0], places[-1] + 1))
     place = slice(places[0], places[-1] + 1) if together else places
-    flags, values = dataset.mask_flag_enums, dataset.nodatavals
+    flags, values, dtypes = dataset.mask_flag_enums, dataset.nodatavals, dataset.dtypes
+    nodata = tuple(own_nodata(values[band - 1], dtypes[band - 1]) for band in bands)
     return [
         _File(
             path=path,
             dataset=dataset,
             bands=bands,
+            alike=len({dtypes[band - 1] for band in bands}) == 1,
             place=place,
-            kind=validity_of([flags[band - 1] for band in bands]),
-            nodata=tuple(own_nodata(values[band - 1], dataset.dtypes[band - 1]) for band in bands),
+            kind=validity_of([flags[band - 1] for band in bands], nodata),
+            nodata=nodata,
             alpha=alpha_masks(dataset, bands) if scene.alpha == "mask" else (),
         )
     ]
 
 
-def validity_of(flags: Sequence[Sequence[MaskFlags]]) -> Literal["all", "nodata", "mask"]:
+def validity_of(flags: Sequence[Sequence[MaskFlags]], nodata: Sequence[float | None]) -> Validity:
     """What of a file, alpha bands apart, tells which pixels of some of its bands have data.
 
     A pixel has data when any of the bands has: so one band that always has decides it.
 
     Args:
         flags: what GDAL says of each of the bands.
+        nodata: of each of the bands, as of `own_nodata`.
     """
-    if any(set(one) == {MaskFlags.all_valid} or MaskFlags.alpha in one for one in flags):
+    kinds = {_validity_of_band(set(one), value) for one, value in zip(flags, nodata, strict=True)}
+    if "all" in kinds:
         return "all"
+    return "nodata" if kinds == {"nodata"} else "mask"
+
+
+def _validity_of_band(flags: Collection[MaskFlags], nodata: float | None) -> Validity:
+    if flags == {MaskFlags.nodata}:
+        return "nodata"
+    if flags == {MaskFlags.all_valid} or MaskFlags.alpha in flags:
+        # To GDAL -3.4028235e38, as some programs write it, lies beyond float32; the lowest value of all is meant.
+        return "nodata" if nodata is not None and abs(nodata) == _FLOAT32_MAX else "all"
     # Without any flag a band has a mask of its own, as in a VRT.
-    return "nodata" if all(set(one) == {MaskFlags.nodata} for one in flags) else "mask"
+    return "mask"
 
 
 def own_nodata(nodata: float | None, dtype: str) -> float | None:

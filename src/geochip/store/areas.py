@@ -143,7 +143,7 @@ def _between(places: Floats) -> Floats:
     return found
 
 
-@xr.register_dataset_accessor("geochip")
+@xr.register_dataset_accessor("geochip")  # type: ignore[no-untyped-call]
 class GeochipAccessor:
     """What geochip knows of a predicted scene, as `scene.geochip` on what `geochip.open_scene` gives."""
 

@@ -375,8 +375,8 @@ def open_scene(store: Path | str, scene_id: str) -> "xr.Dataset":
     else:
         warnings.warn(
             f"the grid of scene {scene_id} is rotated, and rioxarray does not know rotation: rio.bounds(), rio.clip() "
-            "and rio.reproject() of it are wrong; only rio.transform() says where its pixels are. Warp the GeoTIFF that "
-            "geochip.infer writes onto a grid along x and y first (gdalwarp)",
+            "and rio.reproject() of it are wrong; only rio.transform() says where its pixels are. Warp the GeoTIFF "
+            "that geochip.infer writes onto a grid along x and y first (gdalwarp)",
             stacklevel=2,
         )
     if scene.crs:
