@@ -10,7 +10,7 @@ from rasterio.vrt import WarpedVRT
 
 from bundles import identity_bundle
 from geochip import chipping, infer
-from geochip.config import DataConfig, RunConfig
+from geochip.config import DataConfig, RunConfig, SplitConfig
 from geochip.doctor.data import notices as findings
 from geochip.errors import InputError
 from geochip.scenes import SceneReader, describe_files, find_scenes, notice_lines
@@ -249,8 +249,6 @@ def test_control_points_where_blocks_divide(tmp_path):
         control_points(write_image(tmp_path / f"{name}.tif", rgbn()[:3], crs=None, transform=None))
         write_label(tmp_path / f"{name}.geojson", [])
     section = DataConfig(root=str(tmp_path), image="{id}.tif", label="{id}.geojson")
-    from geochip.config import SplitConfig
-
     with pytest.raises(InputError, match=r"9 ground control points in EPSG:32611 .*; warp it first \(gdalwarp"):
         find_scenes(RunConfig(data=section, split=SplitConfig(by="blocks")))
 
