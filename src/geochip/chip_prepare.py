@@ -15,8 +15,18 @@ from geochip.errors import InputError, WorkError
 from geochip.labels import Grid, LabelError, label_crs, read_aoi
 from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, plan_chips
 from geochip.sampling import candidates_of, places_of, wanted_of
-from geochip.scenes import Catalogue, Scene, aoi_path, find_scenes, odd_ones, set_aside, without_crs
-from geochip.store import SplitResult, make_header, read_header
+from geochip.scenes import (
+    Catalogue,
+    Outputs,
+    Scene,
+    aoi_path,
+    find_scenes,
+    odd_ones,
+    refuse_overwriting,
+    set_aside,
+    without_crs,
+)
+from geochip.store import SplitResult, journal_path, make_header, read_header
 from geochip.windows import Window
 
 # Of one scene: a worker lists them all, at some hundred bytes each.
@@ -50,6 +60,7 @@ def prepare(config: RunConfig) -> Prepared:
         InputError: when no scene can be used; see `find_scenes`.
     """
     found = find_scenes(config)
+    refuse_overwriting(config, found, outputs_of(config))
     found = set_aside(found, [(scene, fault) for scene in found.scenes if (fault := size_fault(scene, config))])
     scenes = {(scene.split, scene.scene_id): scene for scene in found.scenes}
     aois, faults, uncertain = label_faults(scenes, config)
@@ -116,6 +127,21 @@ def size_fault(scene: Scene, config: RunConfig) -> str | None:
     )
 
 
+def outputs_of(config: RunConfig) -> Outputs:
+    """What chipping writes."""
+    store = config.chip_store
+    return Outputs(
+        option="chips.store" if config.chips.store else "run_dir",
+        remedy="choose another --chips.store" if config.chips.store else "choose another run_dir, or set --chips.store",
+        files={
+            config.catalogue_path: "the table of scenes",
+            config.chip_table_path: "the table of chips",
+            journal_path(store): "the journal",
+        },
+        stores=(store, store.with_name(f"{store.name}.creating"), store.with_name(f"{store.name}.labels")),
+    )
+
+
 def label_faults(
     scenes: Mapping[Name, Scene], config: RunConfig
 ) -> tuple[dict[Name, shapely.Geometry], dict[Name, str], frozenset[Name]]:
@@ -132,7 +158,7 @@ def label_faults(
             aois[name] = read_aoi(str(path), grid_of(scene))
         except LabelError as error:
             uncertain.add(name)
-            faults[name] = f"chips.aoi: {str(error).removeprefix('label ')}"
+            faults[name] = str(error)
     return aois, faults, frozenset(uncertain)
 
 

@@ -15,7 +15,8 @@ from affine import Affine
 from rasterio.errors import RasterioError
 
 from geochip.config import DataConfig
-from geochip.files import NotRegularError, require_regular
+from geochip.files import require_regular
+from geochip.names import RASTER_FAMILY, composed, fault_of_path, shown
 from geochip.scenes.facts import BandFacts, band_facts, band_notices
 from geochip.scenes.missing import WRITE_AGAIN, uncounted_share, unwritten
 from geochip.scenes.notices import Notice
@@ -120,12 +121,7 @@ def describe(source: Source, data: DataConfig) -> Scene | SetAside:
 
 
 def _header(path: str, option: str = "") -> _Header:
-    try:
-        require_regular(path)
-    except NotRegularError as error:
-        raise _MisfitError(f"{path} is no file ({error.strerror})") from None
-    except OSError:
-        raise _MisfitError(f"{path} is no file" + (f", and {option} asks for it" if option else "")) from None
+    _require_file(path, option)
     try:
         with quiet_open(path) as dataset:
             if not dataset.count:
@@ -192,6 +188,47 @@ def without_crs(scene: Scene) -> tuple[str, str]:
             f"warp it first ({_WARP})",
         )
     return f"{scene.image} has no CRS", "assign one to the image (gdal_edit.py -a_srs)"
+
+
+def _require_file(path: str, option: str) -> None:
+    """See that there is a file that GDAL can be asked for.
+
+    Raises:
+        _MisfitError: when there is none; names one whose name is nearly the same.
+    """
+    try:
+        if fault := fault_of_path(path):
+            raise _MisfitError(f"{shown(path)} cannot be a file: {fault}")
+        require_regular(path)
+    except OSError as error:
+        gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+        reason = "" if gone else f" ({error.strerror})"
+        beside = similar_file(path) if gone else None
+        hint = "" if beside is None else f"; there is {beside}, so correct the name"
+        asked = f", and {option} asks for it" if option else ""
+        raise _MisfitError(f"{shown(path)} is no file{asked}{reason}{hint}") from None
+
+
+def similar_file(path: str) -> str | None:
+    """A file beside one that is not there whose name is the same but for case, suffix or Unicode's composition."""
+    wanted = Path(path)
+    same = _similar_names(str(wanted.parent)).get(_likeness(wanted.name), ())
+    return str(wanted.with_name(same[0])) if same else None
+
+
+@lru_cache(maxsize=16)
+def _similar_names(directory: str) -> dict[str, tuple[str, ...]]:
+    """Names of a directory's files, by what is left of them without case and suffix."""
+    names: dict[str, tuple[str, ...]] = {}
+    with contextlib.suppress(OSError):
+        for path in sorted(Path(directory).iterdir()):
+            if path.suffix.lower() in RASTER_FAMILY:
+                names[_likeness(path.name)] = (*names.get(_likeness(path.name), ()), path.name)
+    return names
+
+
+def _likeness(name: str) -> str:
+    return composed(Path(name).stem).casefold()
 
 
 def file_facts(path: str) -> tuple[int, int]:
