@@ -595,8 +595,11 @@ def test_pixels_without_data_get_the_models_nodata():
     assert filled.tolist() == [[[0, 99], [2, 3]], [[4, 99], [6, 7]]]
     assert filled.dtype == np.uint16
     assert with_nodata(image, valid, 1.0, None).tolist() == [[[0, 0], [2, 3]], [[4, 0], [6, 7]]]
-    # Where both agree a pixel stays as it is, as it did in training.
-    assert with_nodata(image, valid, 99.0, 99.0) is image
+    # As in the chips, whatever else tells that a pixel has no data: a mask beside the same nodata value, for example.
+    assert with_nodata(image, valid, 99.0, 99.0).tolist() == filled.tolist()
+    assert with_nodata(image, np.ones_like(valid), 1.0, 99.0) is image
+    # Without any nodata value in the scenes that it was trained on a pixel under a mask stays as it is, here as there.
+    assert with_nodata(image, valid, None, None) is image
 
 
 @pytest.fixture

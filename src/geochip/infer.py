@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> None:
     plan = plan_inference(config, called.files or config.infer.files)
     for warning in plan.warnings:
         print(f"warning: {warning}")
+    for line in plan.notices:
+        print(line)
     sliding = plan.sliding
     print(
         f"{counted(len(plan.scenes), 'scene')}, {counted(plan.windows, 'window')} of {sliding.size} x {sliding.size} "

@@ -3,6 +3,7 @@
 Everything that can be known to fail is found here, before anything is written.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from geochip.scenes import (
     SetAside,
     describe_files,
     find_scenes,
+    notice_lines,
     refuse_overwriting,
     scene_digest,
     set_aside,
@@ -30,6 +32,8 @@ from geochip.store.cog import cog_path
 # A network copes with objects a little larger or smaller than those that it was trained on, not with any size.
 _PIXEL_SIZE_TOLERANCE = 1.5
 _SHOWN = 5
+# Of one scene: the driver holds a record of each.
+_MOST_BLOCKS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,11 @@ class InferPlan:
     """Scenes whose header could not be read."""
     warnings: tuple[str, ...]
     """What a person should know and may have meant."""
+
+    @property
+    def notices(self) -> list[str]:
+        """Lines on how files were taken, such as a band for alpha."""
+        return list(notice_lines(self.scenes))
 
     @property
     def windows(self) -> int:
@@ -68,6 +77,9 @@ def plan_inference(config: RunConfig, files: Sequence[str]) -> InferPlan:
     _, contract = load_bundle(config.bundle_dir)
     sliding = sliding_of(config, contract)
     catalogue = _find(config, files)
+    catalogue = set_aside(
+        catalogue, [(scene, fault) for scene in catalogue.scenes if (fault := size_fault(scene, config.infer.block))]
+    )
     scenes, misfits, doubts = fit_scenes(catalogue.scenes, contract, bands_chosen=config.data.bands is not None)
     catalogue = set_aside(catalogue, misfits)
     refuse_overwriting(config, catalogue, outputs_of(config, catalogue))
@@ -95,6 +107,17 @@ def outputs_of(config: RunConfig, catalogue: Catalogue) -> Outputs:
         files=files,
         stores=(store, store.with_name(f"{store.name}.creating")),
         directory=directory if config.infer.cog else None,
+    )
+
+
+def size_fault(scene: Scene, block: int) -> str | None:
+    """Why a scene has more blocks than can be kept account of; None when it has not."""
+    count = math.prod(-(-length // block) for length in (scene.height, scene.width))
+    if count <= _MOST_BLOCKS:
+        return None
+    return (
+        f"{scene.image} has {scene.height} x {scene.width} pixels, {count} blocks of {block} x {block} (infer.block), "
+        f"and one scene may have {_MOST_BLOCKS}; make infer.block larger, or divide the image (gdal_translate -srcwin)"
     )
 
 

@@ -28,7 +28,14 @@ class DataConfig:
     splits: tuple[str, ...] = ("train", "val", "test")
     """Splits to look for; each becomes a group of the chip store."""
     bands: tuple[int, ...] | None = None
-    """Bands to use, in this order, counted from 1 as GDAL does and on through data.stack; null: all but alpha bands."""
+    """Bands to use, in this order, counted from 1 as GDAL does and on through data.stack; null: all but alpha bands
+    (data.alpha)."""
+    alpha: Literal["mask", "band"] = "mask"
+    """What a band is that a file declares to be alpha. mask: 0 where there is no data, and no band of the chips unless
+    data.bands names it. band: one like any other, for files whose near infrared is declared to be alpha by mistake."""
+    max_missing: float = 0.05
+    """Share of a scene's pixels, 0 to 1, that may never have been written (a writer was killed, a mosaic has gaps) in a
+    file without nodata value and mask, where they count as zeros; a scene with more is set aside."""
     classes: tuple[str, ...] = ("background", "building")
     """Class names; a class's place in this list is its id, the first is what lies under no geometry."""
     max_bad_scenes: int = 0
@@ -73,6 +80,7 @@ class DataConfig:
                 "must be band numbers of at least 1, or null for all",
             ),
             (bands is None or len(set(bands)) == len(bands), "data.bands", bands, "must not name a band twice"),
+            within("data.max_missing", self.max_missing, 0, 1),
             within("data.max_bad_scenes", self.max_bad_scenes, 0, 1_000_000_000),
         )
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Sequence
 
 from geochip.chip_prepare import Prepared, judge_overlap
 from geochip.chip_report import estimate
@@ -11,6 +12,7 @@ from geochip.infer_plan import plan_inference
 from geochip.model import WeightsNotCachedError, check_bundle_dir, rehearse, require_cached_weights
 from geochip.progress import counted
 from geochip.recheck import describe_doubtful
+from geochip.scenes import notice_lines
 from geochip.slurm import inside_a_job
 from geochip.store import journal_path, other_scenes, read_journal, refuse_other
 
@@ -32,6 +34,7 @@ def scenes(case: Case) -> list[Finding]:
             f"{counted(expected.tasks, 'task')}",
         )
     )
+    found += notices(what, list(notice_lines(plan.catalogue.scenes)))
     found += bad_scenes(plan, config.data.max_bad_scenes)
     found += [warn(what, text) for text in plan.catalogue.near]
     if left_out := [*plan.catalogue.unlabelled, *plan.catalogue.buffered]:
@@ -43,6 +46,12 @@ def scenes(case: Case) -> list[Finding]:
         if name is not None and not counts.get(name):
             found.append(fail(what, f"{key}: split {name!r} has no chips to train with; put scenes into it{option}"))
     return found + overlap(case, plan) + finished_store(case, plan)
+
+
+def notices(what: str, lines: Sequence[str]) -> list[Finding]:
+    """What is told of how the scenes' files are taken."""
+    judges = {"note": ok, "warning": warn}
+    return [judges[level](what, text) for level, _, text in (line.partition(": ") for line in lines)]
 
 
 def bad_scenes(plan: Prepared, allowed: int) -> list[Finding]:
@@ -93,6 +102,7 @@ def predicted(case: Case) -> list[Finding]:
     if isinstance(catalogue, GeochipError):
         return fails(what, catalogue)
     scenes, bad, doubts = len(catalogue.scenes), catalogue.bad, catalogue.near
+    notes = list(notice_lines(catalogue.scenes))
     windows = f"no model at {config.bundle_dir} yet"
     if config.bundle_dir.exists():
         try:
@@ -108,7 +118,7 @@ def predicted(case: Case) -> list[Finding]:
         found.append(judge(what, f"{len(bad)} cannot be predicted: {listed(bad, 3)}; mend them"))
     # What is said of the scenes already is said once.
     told = () if isinstance(case.plan, GeochipError) else case.plan.catalogue.near
-    return found + [warn(what, doubt) for doubt in doubts if doubt not in told]
+    return found + notices(what, notes) + [warn(what, doubt) for doubt in doubts if doubt not in told]
 
 
 def network(case: Case) -> list[Finding]:

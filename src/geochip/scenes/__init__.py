@@ -10,7 +10,8 @@ from geochip.scenes.catalogue import (
 )
 from geochip.scenes.find import describe_files, find_scenes
 from geochip.scenes.guard import Outputs, refuse_overwriting, refuse_read_later
-from geochip.scenes.header import SetAside
+from geochip.scenes.header import SetAside, without_crs
+from geochip.scenes.notices import Notice, notice_lines
 from geochip.scenes.reader import Scene, SceneError, SceneReader
 from geochip.scenes.resample import resample
 from geochip.scenes.sources import aoi_path, label_path, labels_of_stranger
@@ -20,6 +21,7 @@ bound_cache()
 
 __all__ = [
     "Catalogue",
+    "Notice",
     "Outputs",
     "Scene",
     "SceneError",
@@ -32,6 +34,7 @@ __all__ = [
     "find_scenes",
     "label_path",
     "labels_of_stranger",
+    "notice_lines",
     "odd_ones",
     "refuse_overwriting",
     "refuse_read_later",
@@ -39,4 +42,5 @@ __all__ = [
     "scene_digest",
     "set_aside",
     "settle_bad_scenes",
+    "without_crs",
 ]

@@ -9,10 +9,11 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from geochip.config import RunConfig
+from geochip.config import DataConfig, RunConfig
 from geochip.errors import InputError
 from geochip.files import require_regular
 from geochip.names import composed, shown
+from geochip.scenes.alpha import doubt_alpha
 from geochip.scenes.blocks import Division, divide, recorded_division
 from geochip.scenes.catalogue import Catalogue, usable
 from geochip.scenes.header import SetAside, Source, describe
@@ -64,7 +65,7 @@ def find_scenes(config: RunConfig, splits: Sequence[str] | None = None, *, need_
     ]
     lacking = {(source.split, source.scene_id) for source in unlabelled}
     labelled = (source for source in found.sources if (source.split, source.scene_id) not in lacking)
-    described = _described(labelled, data.bands)
+    described = _described(labelled, data)
     return _catalogue(config, described, [_without_label(config, source) for source in unlabelled], found)
 
 
@@ -89,7 +90,7 @@ def _in_blocks(config: RunConfig, wanted: Sequence[str], need_labels: bool) -> C
 
 def _division(config: RunConfig, found: Found) -> Division:
     # All scenes, whatever is wanted of them: every command must come to the same division.
-    described = _described(found.sources, config.data.bands)
+    described = _described(found.sources, config.data)
     return recorded_division(described, config) or divide(described, config)
 
 
@@ -120,7 +121,7 @@ def describe_files(paths: Sequence[str], config: RunConfig) -> Catalogue:
     strangers = [source for source in sources if config.data.stack and not source.split]
     described = {
         item.scene_id: item
-        for item in _described((source for source in sources if source not in strangers), config.data.bands)
+        for item in _described((source for source in sources if source not in strangers), config.data)
     }
     for source in strangers:
         described[source.scene_id] = source.aside(
@@ -143,16 +144,20 @@ def _named_source(name: str, config: RunConfig) -> Source:
     return known or Source(scene_id=composed(Path(path).stem), split="", image=path, stack=(), label=None)
 
 
-def _described(sources: Iterable[Source], bands: tuple[int, ...] | None) -> list[Scene | SetAside]:
+def _described(sources: Iterable[Source], data: DataConfig) -> list[Scene | SetAside]:
+    return doubt_alpha(_headers(sources, data))
+
+
+def _headers(sources: Iterable[Source], data: DataConfig) -> list[Scene | SetAside]:
     waiting = iter(sources)
     wall, cpu = time.perf_counter(), time.thread_time()
-    found = [describe(source, bands) for source in islice(waiting, _TRIED_FIRST)]
+    found = [describe(source, data) for source in islice(waiting, _TRIED_FIRST)]
     wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
     if wall < 2 * cpu:
         # Nothing is waited for here, and threads would stand in each other's way.
-        return [*found, *(describe(source, bands) for source in waiting)]
+        return [*found, *(describe(source, data) for source in waiting)]
     with ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        return [*found, *pool.map(lambda source: describe(source, bands), waiting)]
+        return [*found, *pool.map(lambda source: describe(source, data), waiting)]
 
 
 def _without_label(config: RunConfig, item: Scene | Source) -> SetAside:

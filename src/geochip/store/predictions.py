@@ -334,6 +334,8 @@ def open_scene(store: Path | str, scene_id: str) -> "xr.Dataset":
         - x, y: coordinates of the pixels' centres, in the units of the CRS. A rotated scene has no such axes: only
           `ds.rio.transform()` says where its pixels are.
 
+        `ds.geochip.area()` gives the square metres on the ground of each class (see `geochip.store.areas`).
+
         `ds.rio.crs` and `ds.rio.transform()` are the source image's. `ds.attrs` holds scene_id, split, class_names and
         what is known of the model and the run.
 
@@ -341,12 +343,14 @@ def open_scene(store: Path | str, scene_id: str) -> "xr.Dataset":
         InputError: for a store that cannot be opened, or a scene that it does not have.
 
     Warns:
-        UserWarning: when blocks of the scene are missing; they read as nodata.
+        UserWarning: when blocks of the scene are missing, which read as nodata; when the scene is rotated.
     """
     # Registers the .rio accessor, and takes a second: whoever only writes predictions is spared it.
     import rioxarray  # noqa: F401
     import xarray as xr
     from affine import Affine
+
+    import geochip.store.areas  # noqa: F401  registers the .geochip accessor
 
     opened = PredictionStore(store)
     scene = opened.scene(scene_id)
@@ -368,6 +372,13 @@ def open_scene(store: Path | str, scene_id: str) -> "xr.Dataset":
         dataset = dataset.assign_coords(
             x=("x", c + (np.arange(scene.width) + 0.5) * a, {"axis": "X"}),
             y=("y", f + (np.arange(scene.height) + 0.5) * e, {"axis": "Y"}),
+        )
+    else:
+        warnings.warn(
+            f"the grid of scene {scene_id} is rotated, and rioxarray does not know rotation: rio.bounds(), rio.clip() "
+            "and rio.reproject() of it are wrong; only rio.transform() says where its pixels are. Warp the GeoTIFF "
+            "that geochip.infer writes onto a grid along x and y first (gdalwarp)",
+            stacklevel=2,
         )
     if scene.crs:
         dataset = dataset.rio.write_crs(scene.crs)
