@@ -20,14 +20,14 @@ from rich.table import Table
 
 import geochip
 from geochip.config import DataConfig, RunConfig
-from geochip.errors import InputError, WorkError, run_command
+from geochip.errors import DamagedError, InputError, WorkError, run_command
 from geochip.files import make_directory, write_durably
 from geochip.labels import Grid, LabelError, LabelRules, SceneLabel, read_aoi
 from geochip.metrics import Confusion, confusion_matrix, evaluation_items, scores
 from geochip.progress import ProgressReport
 from geochip.run_file import parse_run_config
 from geochip.scenes import SetAside, aoi_path, label_path, settle_bad_scenes
-from geochip.store import PredictedScene, PredictionStore, journal_path, read_journal
+from geochip.store import PredictedScene, PredictionStore, journal_path, prediction_records, read_journal
 from geochip.windows import blocks
 
 _SCENES_SHOWN = 10
@@ -70,7 +70,7 @@ def open_finished(path: Path) -> PredictionStore:
     store = PredictionStore(path)
     if not store.complete:
         total = sum(1 for scene in store.scenes.values() for _ in blocks(scene.height, scene.width, store.block))
-        _, records, _ = read_journal(journal_path(path))
+        _, records, _ = read_journal(journal_path(path), prediction_records)
         done = sum(key.startswith("block/") for key in records)
         raise InputError(
             f"{path} is not complete: {done} of its {total} blocks are predicted, and missing ones would count as "
@@ -135,7 +135,8 @@ def count(
             else:
                 try:
                     confusions[scene_id] = confusion_of_scene(store, scene, path, config)
-                except LabelError as error:
+                except (LabelError, DamagedError) as error:
+                    # A scene with lost blocks is not scored: they would count as nodata.
                     bad.append(_aside(scene, path, str(error)))
             progress.advance()
     return confusions, bad
