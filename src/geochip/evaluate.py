@@ -21,7 +21,7 @@ from rich.table import Table
 
 import geochip
 from geochip.config import DataConfig, RunConfig
-from geochip.errors import InputError, WorkError, run_command
+from geochip.errors import DamagedError, InputError, WorkError, run_command
 from geochip.files import is_there, make_directory, write_durably
 from geochip.labels import Grid, LabelError, LabelRules, SceneLabel, read_aoi
 from geochip.metrics import Confusion, confusion_matrix, evaluation_items, scores
@@ -37,7 +37,7 @@ from geochip.scenes import (
     refuse_read_later,
     settle_bad_scenes,
 )
-from geochip.store import PredictedScene, PredictionStore, journal_path, read_journal
+from geochip.store import PredictedScene, PredictionStore, journal_path, prediction_records, read_journal
 from geochip.windows import blocks
 
 _SCENES_SHOWN = 10
@@ -96,7 +96,7 @@ def open_finished(path: Path) -> PredictionStore:
     store = PredictionStore(path)
     if not store.complete:
         total = sum(1 for scene in store.scenes.values() for _ in blocks(scene.height, scene.width, store.block))
-        _, records, _ = read_journal(journal_path(path))
+        _, records, _ = read_journal(journal_path(path), prediction_records)
         done = sum(key.startswith("block/") for key in records)
         raise InputError(
             f"{path} is not complete: {done} of its {total} blocks are predicted, and missing ones would count as "
@@ -176,7 +176,8 @@ def count(
             else:
                 try:
                     confusions[scene_id] = confusion_of_scene(store, scene, truth, config)
-                except LabelError as error:
+                except (LabelError, DamagedError) as error:
+                    # A scene with lost blocks is not scored: they would count as nodata.
                     bad.append(_aside(scene, truth.label, str(error)))
             progress.advance()
     return confusions, bad
