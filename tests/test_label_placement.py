@@ -256,12 +256,13 @@ def test_an_image_with_a_crs_and_no_geotransform(tmp_path, chip):
     with pytest.raises(InputError) as caught:
         chip()
     told("no-geotransform", str(caught.value))
-    assert "scene_1.tif is in EPSG:32611 and has no geotransform" in str(caught.value)
+    assert "scene_1.tif has the CRS EPSG:32611 and no geotransform" in str(caught.value)
+    assert "give it one (gdal_edit.py -a_ullr, or a world file beside it)" in str(caught.value)
     # In pixels it may be drawn, and has no place.
     write(label, [shapely.box(3, 4, 13, 9)], None)
     told("no-geotransform", chip())
     (found,) = catalogue()
-    assert (found.crs, found.stray_crs, found.pixel_size) == (None, "EPSG:32611", None)
+    assert (found.crs, found.unused_georeference, found.pixel_size) == (None, "the CRS EPSG:32611", None)
     # The remedy: a world file beside it (pixel centres).
     image.with_suffix(".tfw").write_text(
         "\n".join(map(str, (UTM.a, 0, 0, UTM.e, UTM.c + UTM.a / 2, UTM.f + UTM.e / 2)))

@@ -1,5 +1,6 @@
 """What is known of a chipping run before its first byte is written: scenes, faults, plan, overlaps."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,10 +15,23 @@ from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError
 from geochip.labels import LabelError, label_crs, read_aoi
 from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, plan_chips
-from geochip.sampling import candidates_of, places_of
-from geochip.scenes import Catalogue, Scene, aoi_path, find_scenes, odd_ones, set_aside, without_geotransform
-from geochip.store import SplitResult, make_header, read_header
+from geochip.sampling import candidates_of, places_of, wanted_of
+from geochip.scenes import (
+    Catalogue,
+    Outputs,
+    Scene,
+    aoi_path,
+    find_scenes,
+    odd_ones,
+    refuse_overwriting,
+    set_aside,
+    without_crs,
+)
+from geochip.store import SplitResult, journal_path, make_header, read_header
 from geochip.windows import Window
+
+# Of one scene: a worker lists them all, at some hundred bytes each.
+_MOST_WINDOWS = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +47,6 @@ class Prepared:
     header: dict[str, Any]
     nodata: float | None
     """The store's nodata value."""
-    doubts: tuple[str, ...]
-    """What to say of scenes that are used without what their files say of their place."""
     missed: Missed
     """What to say of scenes that no feature of their label meets, or that lie outside of their area of interest."""
 
@@ -52,6 +64,8 @@ def prepare(config: RunConfig) -> Prepared:
             interest, lie elsewhere than its scenes.
     """
     found = find_scenes(config)
+    refuse_overwriting(config, found, outputs_of(config))
+    found = set_aside(found, [(scene, fault) for scene in found.scenes if (fault := size_fault(scene, config))])
     scenes = {(scene.split, scene.scene_id): scene for scene in found.scenes}
     aois, faults, uncertain = label_faults(scenes, config)
     catalogue = set_aside(found, [(scenes[name], fault) for name, fault in faults.items()])
@@ -61,7 +75,6 @@ def prepare(config: RunConfig) -> Prepared:
     layout = known.get("layout")
     like = (layout["dtype"], tuple(layout["band_names"])) if layout else None
     catalogue = set_aside(catalogue, odd_ones(catalogue.scenes, like))
-    doubts = tuple(text for scene in catalogue.scenes if (text := without_geotransform(scene)))
     missed = missed_by_labels(catalogue.scenes, config) | missed_by_areas(aois, scenes, config)
     plan = plan_chips(
         catalogue.order,
@@ -100,8 +113,38 @@ def prepare(config: RunConfig) -> Prepared:
         overlap=overlap,
         header=header,
         nodata=None if layout["nodata"] is None else float(layout["nodata"]),
-        doubts=doubts,
         missed=missed,
+    )
+
+
+def size_fault(scene: Scene, config: RunConfig) -> str | None:
+    """Why a scene has room for more windows than memory has; None when it has not."""
+    chips = config.chips
+    wanted = wanted_of(chips, height=scene.height, width=scene.width)
+    if chips.method == "grid":
+        stride = chips.stride or chips.size
+        wanted = math.prod(-(-max(length - chips.size, 0) // stride) + 1 for length in (scene.height, scene.width))
+    if wanted <= _MOST_WINDOWS:
+        return None
+    return (
+        f"{scene.image} has {scene.height} x {scene.width} pixels, of which {wanted} chips are asked for, and one "
+        f"scene may give {_MOST_WINDOWS}; ask for fewer (chips.stride, chips.per_area, chips.method random), or divide "
+        "the image (gdal_translate -srcwin)"
+    )
+
+
+def outputs_of(config: RunConfig) -> Outputs:
+    """What chipping writes."""
+    store = config.chip_store
+    return Outputs(
+        option="chips.store" if config.chips.store else "run_dir",
+        remedy="choose another --chips.store" if config.chips.store else "choose another run_dir, or set --chips.store",
+        files={
+            config.catalogue_path: "the table of scenes",
+            config.chip_table_path: "the table of chips",
+            journal_path(store): "the journal",
+        },
+        stores=(store, store.with_name(f"{store.name}.creating"), store.with_name(f"{store.name}.labels")),
     )
 
 
@@ -121,7 +164,7 @@ def label_faults(
             aois[name] = read_aoi(str(path), grid_of(scene))
         except LabelError as error:
             uncertain.add(name)
-            faults[name] = f"chips.aoi: {str(error).removeprefix('label ')}"
+            faults[name] = str(error)
     return aois, faults, frozenset(uncertain)
 
 
@@ -138,11 +181,10 @@ def label_fault(scene: Scene) -> str | None:
     except LabelError as error:
         return str(error)
     if scene.crs is None and declared is not None:
-        if stray := without_geotransform(scene):
-            return f"{stray}. Label {scene.label} is in {declared.to_string()}"
+        reason, remedy = without_crs(scene)
         return (
-            f"{scene.image} has no CRS while label {scene.label} is in {declared.to_string()}, so nothing tells where "
-            "the label lies on the image; assign one to the image (gdal_edit.py -a_srs)"
+            f"{reason} while label {scene.label} is in {declared.to_string()}, so nothing tells where the label lies "
+            f"on the image; {remedy}"
         )
     return None
 

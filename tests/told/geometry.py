@@ -27,7 +27,7 @@ TOLD = {
         remedy="Correct the area, leave the split out of `data.splits`, or set `chips.aoi` to null.",
     ),
     "no-geotransform": Told(
-        message="... is in ... and has no geotransform, so nothing tells where its pixels lie",
+        message="... has the CRS ... and no geotransform, which is all that geochip uses",
         meaning="A CRS alone is no georeference: pixels would lie at (0, 0), (1, 0), ... of it.",
         remedy="Give the image its geotransform (`gdal_edit.py -a_ullr`, or a world file beside it).",
     ),

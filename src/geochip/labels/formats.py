@@ -14,6 +14,7 @@ import pyogrio
 from geochip.files import require_regular
 from geochip.labels.errors import LabelError
 from geochip.labels.geojson import document
+from geochip.names import for_ogr
 
 _DRIVERS = frozenset({
     "AIVector", "Arrow", "AVCBin", "AVCE00", "CSV", "DGN", "DXF", "EDIGEO", "ESRI Shapefile", "ESRIJSON", "FlatGeobuf",
@@ -42,7 +43,7 @@ def vector_info(path: str) -> dict[str, Any]:
         OSError, pyogrio.errors.DataSourceError: when it cannot be read.
     """
     require_features(path)
-    info: dict[str, Any] = pyogrio.read_info(path)
+    info: dict[str, Any] = pyogrio.read_info(for_ogr(path))
     if info["driver"] not in _DRIVERS:
         raise _elsewhere(path, f"GDAL reads it as {info['driver']}")
     return info
@@ -55,7 +56,7 @@ def vector_bounds(path: str) -> tuple[float, float, float, float] | None:
         LabelError, OSError, pyogrio.errors.DataSourceError: when it cannot be read.
     """
     require_features(path)
-    found = pyogrio.read_info(path, force_total_bounds=True)["total_bounds"]
+    found = pyogrio.read_info(for_ogr(path), force_total_bounds=True)["total_bounds"]
     if found is None or not all(map(math.isfinite, found)):
         return None
     west, south, east, north = map(float, found)

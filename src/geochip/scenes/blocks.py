@@ -21,7 +21,7 @@ import shapely
 from geochip.config import RunConfig
 from geochip.errors import InputError
 from geochip.geodesy import period, rolled_together
-from geochip.scenes.header import SetAside
+from geochip.scenes.header import SetAside, without_crs
 from geochip.scenes.reader import Scene
 from geochip.scenes.table import footprint
 
@@ -102,11 +102,13 @@ def _outlines(scenes: Sequence[Scene]) -> npt.NDArray[Any]:
     """The outline of each scene in one CRS whose unit is a metre on the ground."""
     polygons = [footprint(scene) for scene in scenes]
     if lost := [scene for scene, polygon in zip(scenes, polygons, strict=True) if polygon is None]:
+        reason, remedy = without_crs(lost[0])
+        if lost[0].crs is not None:
+            reason = f"{lost[0].image} is on a local grid"
         raise InputError(
-            f"split.by: blocks needs to know where each scene lies, and {lost[0].image} "
-            f"{'has no CRS' if lost[0].crs is None else 'is on a local grid'}"
-            f"{f', nor have {len(lost) - 1} others' if len(lost) > 1 else ''}; assign one (gdal_edit.py -a_srs), or "
-            "divide the scenes by split.by: manifest"
+            f"split.by: blocks needs to know where each scene lies, and {reason}"
+            f"{f', nor have {len(lost) - 1} others' if len(lost) > 1 else ''}; {remedy}, or divide the scenes by "
+            "split.by: manifest"
         )
     if not scenes:
         return np.array([], object)
