@@ -137,3 +137,17 @@ def test_a_named_pipe_as_a_checkpoint_keeps_nobody_waiting(chips, run_dir, capsy
     os.mkfifo(path)
     assert run_command(train_ddp.main, flags(chips, run_dir, epochs=3)) == 1
     assert f"{path} cannot be read: it is a named pipe, not a regular file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["log.csv", "tensorboard"])
+def test_something_else_where_the_log_belongs(chips, tmp_path, capsys, name):
+    place = tmp_path / "run" / "train" / name
+    place.parent.mkdir(parents=True)
+    if name == "log.csv":
+        place.mkdir()
+    else:
+        os.mkfifo(place)
+    assert run_command(train_ddp.main, flags(chips, tmp_path / "run")) == 2
+    text = capsys.readouterr().err
+    assert text.startswith(f"geochip: error: run_dir: {place} ")
+    assert list(place.parent.glob("epoch-*")) == []

@@ -58,7 +58,6 @@ from geochip.checkpoint import Checkpoint, Place, load_newest, require_same_sett
 from geochip.config import RunConfig, available_cpus
 from geochip.dataset import BatchReader, TrainingData, find_data, training_batches
 from geochip.errors import GeochipError, InputError, WorkError, run_command
-from geochip.files import make_directory
 from geochip.interruption import (
     Requests,
     StoppedError,
@@ -80,7 +79,7 @@ from geochip.progress import ProgressReport
 from geochip.ranks import Ranks, ToldElsewhereError, choose_device
 from geochip.run_file import parse_run_config
 from geochip.train_steps import learning_rate, next_batch, summed_loss, training_mode, validate
-from geochip.training_log import EpochLosses, Row, TrainingLog, in_one_line
+from geochip.training_log import EpochLosses, Row, TrainingLog, in_one_line, make_places
 
 
 def main(argv: Sequence[str]) -> None:
@@ -141,7 +140,7 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
         return
     training_mode(model, settings)
     ranks.alike(rehearse, model, batch_size=settings.batch_size, chip_size=data.contract.chip_size)
-    ranks.alike(make_directory, config.train_dir, "run_dir")
+    ranks.alike(make_places, config.train_dir)
 
     model.to(device)
     ddp: nn.Module = model
