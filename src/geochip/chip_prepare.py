@@ -14,8 +14,17 @@ from geochip.errors import InputError, WorkError
 from geochip.labels import Grid, LabelError, label_crs, read_aoi
 from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, plan_chips
 from geochip.sampling import candidates_of, places_of
-from geochip.scenes import Catalogue, Scene, aoi_path, find_scenes, odd_ones, set_aside
-from geochip.store import SplitResult, make_header, read_header
+from geochip.scenes import (
+    Catalogue,
+    Outputs,
+    Scene,
+    aoi_path,
+    find_scenes,
+    odd_ones,
+    refuse_overwriting,
+    set_aside,
+)
+from geochip.store import SplitResult, journal_path, make_header, read_header
 from geochip.windows import Window
 
 
@@ -46,6 +55,7 @@ def prepare(config: RunConfig) -> Prepared:
         InputError: when no scene can be used; see `find_scenes`.
     """
     found = find_scenes(config)
+    refuse_overwriting(config, found, outputs_of(config))
     scenes = {(scene.split, scene.scene_id): scene for scene in found.scenes}
     aois, faults, uncertain = label_faults(scenes, config)
     catalogue = set_aside(found, [(scenes[name], fault) for name, fault in faults.items()])
@@ -95,6 +105,21 @@ def prepare(config: RunConfig) -> Prepared:
     )
 
 
+def outputs_of(config: RunConfig) -> Outputs:
+    """What chipping writes."""
+    store = config.chip_store
+    return Outputs(
+        option="chips.store" if config.chips.store else "run_dir",
+        remedy="choose another --chips.store" if config.chips.store else "choose another run_dir, or set --chips.store",
+        files={
+            config.catalogue_path: "the table of scenes",
+            config.chip_table_path: "the table of chips",
+            journal_path(store): "the journal",
+        },
+        stores=(store, store.with_name(f"{store.name}.creating"), store.with_name(f"{store.name}.labels")),
+    )
+
+
 def label_faults(
     scenes: Mapping[Name, Scene], config: RunConfig
 ) -> tuple[dict[Name, shapely.Geometry], dict[Name, str], frozenset[Name]]:
@@ -111,7 +136,7 @@ def label_faults(
             aois[name] = read_aoi(str(path), grid_of(scene))
         except LabelError as error:
             uncertain.add(name)
-            faults[name] = f"chips.aoi: {str(error).removeprefix('label ')}"
+            faults[name] = str(error)
     return aois, faults, frozenset(uncertain)
 
 

@@ -64,6 +64,8 @@ def megabytes(size: float) -> str:
 
 def describe_plan(plan: ChipPlan, catalogue: Catalogue, config: RunConfig, expected: Estimate) -> None:
     """Print what is going to be done."""
+    for text in catalogue.near:
+        print(f"warning: {text}")
     for item in [*catalogue.unlabelled, *catalogue.buffered]:
         print(f"left out: {item}")
     for item in catalogue.bad:

@@ -12,7 +12,6 @@ shards in a journal beside the store; a rerun does what is missing.
 
 import contextlib
 import io
-import shutil
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from geochip.chip_audit import audit_overlap
 from geochip.chip_prepare import (
     Prepared,
     judge_overlap,
+    outputs_of,
     prepare,
     store_attributes,
     windows_by_scene,
@@ -50,13 +50,13 @@ from geochip.chip_worker import ChipJob, changed_scenes, fill_shards
 from geochip.cluster import dask_client, describe_jobs, require_cluster, run_tasks, worker_count
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError, run_command
-from geochip.files import write_durably
-from geochip.labels import LabelError, LabelRules, indexed_label
+from geochip.files import refuse_foreign, write_durably
+from geochip.labels import LabelError, LabelRules, indexed_label, remove_indexes
 from geochip.plan import ChipPlan, ChipTask
 from geochip.progress import ProgressReport
 from geochip.recheck import describe_doubtful, recheck
 from geochip.run_file import parse_command
-from geochip.scenes import SetAside, catalogue_frame
+from geochip.scenes import SetAside, catalogue_frame, refuse_read_later
 from geochip.store import (
     ChipStore,
     Journal,
@@ -264,6 +264,7 @@ def batches(tasks: Iterator[ChipTask], size: int) -> Iterator[tuple[ChipTask, ..
 def indexed_labels(labels: Iterable[str], store: Path) -> Iterator[tuple[tuple[str, str], ...]]:
     """Copies with a spatial index of labels that are too large for every task to read whole, while the work lasts."""
     directory = store.with_name(f"{store.name}.labels")
+    refuse_foreign(directory, "chips.store")
     copies = []
     try:
         for label in sorted(labels):
@@ -272,7 +273,7 @@ def indexed_labels(labels: Iterable[str], store: Path) -> Iterator[tuple[tuple[s
                 copies.append((label, indexed_label(label, directory)))
         yield tuple((label, copy) for label, copy in copies if copy != label)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_indexes(directory)
 
 
 def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) -> None:
@@ -392,6 +393,8 @@ def preview(config: RunConfig) -> None:
     from geochip.chip_preview import contact_sheet
 
     path = config.chip_store.with_suffix(".png")
+    outputs = outputs_of(config)
+    refuse_read_later(config, replace(outputs, files={path: "the picture of chips"}, stores=()))
     drawn = contact_sheet(store, path)
     print(f"{path}: {drawn} chips with their labels")
 

@@ -9,10 +9,12 @@ eval.json has what Raster Vision's has, in the same places, and more.
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 from affine import Affine
 from rich.markup import escape
 from rich.table import Table
@@ -20,12 +22,21 @@ from rich.table import Table
 import geochip
 from geochip.config import DataConfig, RunConfig
 from geochip.errors import InputError, WorkError, run_command
-from geochip.files import make_directory, write_durably
+from geochip.files import is_there, make_directory, write_durably
 from geochip.labels import Grid, LabelError, LabelRules, SceneLabel, read_aoi
 from geochip.metrics import Confusion, confusion_matrix, evaluation_items, scores
+from geochip.names import composed
 from geochip.progress import ProgressReport, console
 from geochip.run_file import parse_run_config
-from geochip.scenes import SetAside, aoi_path, label_path, settle_bad_scenes
+from geochip.scenes import (
+    Outputs,
+    SetAside,
+    aoi_path,
+    label_path,
+    labels_of_stranger,
+    refuse_read_later,
+    settle_bad_scenes,
+)
 from geochip.store import PredictedScene, PredictionStore, journal_path, read_journal
 from geochip.windows import blocks
 
@@ -33,13 +44,23 @@ _SCENES_SHOWN = 10
 _CLASSES_SHOWN = 8
 
 
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """What a scene's prediction is compared with."""
+
+    label: Path
+    split: str
+    """The split whose templates it and the area of interest are found by; "" where they name none."""
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the command; see the module's docstring."""
     config, _ = parse_run_config(argv, command="evaluate", description="Compare predictions with labels.")
     store = open_finished(config.prediction_store)
-    make_directory(config.eval_path.parent, "run_dir")
     check_classes(store, config.data)
     labels, unlabelled = find_labels(store, config)
+    refuse_eval_over_input(config, labels)
+    make_directory(config.eval_path.parent, "run_dir")
     confusions, bad = count(store, labels, config)
     for item in unlabelled:
         print(f"left out: {item}")
@@ -58,6 +79,12 @@ def main(argv: Sequence[str]) -> None:
         what="evaluated",
         rest="the scores are those of all others",
     )
+
+
+def refuse_eval_over_input(config: RunConfig, labels: Mapping[str, Truth]) -> None:
+    """Raise `InputError` when the scores would be written over something that is read, or cannot be written."""
+    outputs = Outputs(option="run_dir", remedy="choose another run_dir", files={config.eval_path: "the scores"})
+    refuse_read_later(config, outputs, {str(truth.label): "data.label" for truth in labels.values()})
 
 
 def open_finished(path: Path) -> PredictionStore:
@@ -80,28 +107,34 @@ def open_finished(path: Path) -> PredictionStore:
 
 def check_classes(store: PredictionStore, data: DataConfig) -> None:
     """Raise `InputError` when labels and predictions do not mean the same by a class id."""
-    if store.class_names != data.classes:
+    if tuple(map(composed, store.class_names)) != data.classes:
         raise InputError(
             f"data.classes: {', '.join(data.classes)} is not what {store.path} was predicted with, which is "
             f"{', '.join(store.class_names)}; set data.classes to that, or predict with a model of these classes"
         )
 
 
-def find_labels(store: PredictionStore, config: RunConfig) -> tuple[dict[str, Path], list[SetAside]]:
+def find_labels(store: PredictionStore, config: RunConfig) -> tuple[dict[str, Truth], list[SetAside]]:
     """The label of each predicted scene, by the scene's id, and the scenes that have none.
+
+    A scene of no split, whose image was named on the command line, has the label that there is under its name.
 
     Raises:
         InputError: when no scene has a label.
     """
-    labels: dict[str, Path] = {}
+    labels: dict[str, Truth] = {}
     unlabelled: list[SetAside] = []
     for scene in store.scenes.values():
-        path = label_path(config, scene.split, scene.scene_id)
-        if scene.split and path.is_file():
-            labels[scene.scene_id] = path
+        places = (
+            {label_path(config, scene.split, scene.scene_id): scene.split}
+            if scene.split
+            else labels_of_stranger(config, scene.scene_id)
+        )
+        there = [path for path in places if is_there(path)]
+        if len(there) == 1:
+            labels[scene.scene_id] = Truth(label=there[0], split=places[there[0]])
         else:
-            reason = f"there is no label file {path}" if scene.split else "it belongs to no split, and so has no label"
-            unlabelled.append(_aside(scene, path, reason))
+            unlabelled.append(_aside(scene, next(iter(places)), _why_unlabelled(scene, list(places), there)))
     if not labels:
         raise InputError(
             f"data.label: none of the {len(unlabelled)} scenes of {store.path} has a label file; the first: "
@@ -110,12 +143,22 @@ def find_labels(store: PredictionStore, config: RunConfig) -> tuple[dict[str, Pa
     return labels, unlabelled
 
 
+def _why_unlabelled(scene: PredictedScene, places: Sequence[Path], there: Sequence[Path]) -> str:
+    listed = " or ".join(map(str, places))
+    if there:
+        return (
+            f"it belongs to no split, and there are several labels of its name ({', '.join(map(str, there))}); give "
+            "data.label without {split}"
+        )
+    return f"there is no label file {listed}" if scene.split else f"it belongs to no split, and there is no {listed}"
+
+
 def _aside(scene: PredictedScene, path: Path, reason: str) -> SetAside:
     return SetAside(scene_id=scene.scene_id, split=scene.split, path=str(path), reason=reason)
 
 
 def count(
-    store: PredictionStore, labels: Mapping[str, Path], config: RunConfig
+    store: PredictionStore, labels: Mapping[str, Truth], config: RunConfig
 ) -> tuple[dict[str, Confusion], list[SetAside]]:
     """Count each labelled scene's pixels.
 
@@ -125,22 +168,21 @@ def count(
     confusions: dict[str, Confusion] = {}
     bad: list[SetAside] = []
     with ProgressReport("evaluating", len(labels)) as progress:
-        for scene_id, path in labels.items():
+        for scene_id, truth in labels.items():
             scene = store.scenes[scene_id]
             if not scene.complete:
-                bad.append(
-                    _aside(scene, path, "it is not predicted completely: geochip.infer could not read its image")
-                )
+                reason = "it is not predicted completely: geochip.infer could not read its image"
+                bad.append(_aside(scene, truth.label, reason))
             else:
                 try:
-                    confusions[scene_id] = confusion_of_scene(store, scene, path, config)
+                    confusions[scene_id] = confusion_of_scene(store, scene, truth, config)
                 except LabelError as error:
-                    bad.append(_aside(scene, path, str(error)))
+                    bad.append(_aside(scene, truth.label, str(error)))
             progress.advance()
     return confusions, bad
 
 
-def confusion_of_scene(store: PredictionStore, scene: PredictedScene, label: Path, config: RunConfig) -> Confusion:
+def confusion_of_scene(store: PredictionStore, scene: PredictedScene, truth: Truth, config: RunConfig) -> Confusion:
     """Count one scene's pixels, block by block; pixels without data and outside of chips.aoi are left out.
 
     Raises:
@@ -148,13 +190,29 @@ def confusion_of_scene(store: PredictionStore, scene: PredictedScene, label: Pat
     """
     grid = Grid(height=scene.height, width=scene.width, transform=Affine(*scene.transform), crs=scene.crs or None)
     rules = LabelRules(classes=config.data.classes, labels=config.labels)
-    aoi = aoi_path(config, scene.split, scene.scene_id)
+    area = _area_of_interest(config, scene, truth, grid)
     classes = len(store.class_names)
     total = np.zeros((classes, classes), np.int64)
-    with SceneLabel(str(label), grid, rules, aoi=None if aoi is None else read_aoi(str(aoi), grid)) as scene_label:
+    with SceneLabel(str(truth.label), grid, rules, aoi=area) as scene_label:
         for block in blocks(scene.height, scene.width, store.block):
             total += confusion_matrix(scene_label.read(block), store.read(scene, block), classes)
     return total
+
+
+def _area_of_interest(config: RunConfig, scene: PredictedScene, truth: Truth, grid: Grid) -> shapely.Geometry | None:
+    """The area in which a scene is compared, in its pixels; None: everywhere.
+
+    Raises:
+        LabelError: when it cannot be used, or nothing tells which one it is.
+    """
+    if config.chips.aoi is None:
+        return None
+    if "{split}" in config.chips.aoi and not truth.split:
+        raise LabelError(
+            f"chips.aoi ({config.chips.aoi}) has an area for each split, and the scene belongs to none; give one "
+            "without {split}, or compare it everywhere with --chips.aoi null"
+        )
+    return read_aoi(str(aoi_path(config, truth.split, scene.scene_id)), grid)
 
 
 def evaluation(

@@ -156,6 +156,9 @@ def work(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> dic
         predictions.finish(scene.scene_id for scene in plan.scenes if scene.scene_id not in failed)
         if client is not None and (cogs := missing_cogs(plan, predictions, journal, failed)):
             write_cogs_on(client, plan, predictions, cogs, journal)
+    if plan.config.infer.cog:
+        # Of workers that were killed, in this run or an earlier one; those of this run have ended.
+        sweep_cogs(plan.config.cog_dir, predictions)
     return failed
 
 
@@ -268,7 +271,6 @@ def write_cogs_on(
 ) -> None:
     """Write GeoTIFFs on the cluster."""
     directory = plan.config.cog_dir
-    sweep_cogs(directory)
     store, target = str(predictions.path.absolute()), str(directory.absolute())
     tasks = ((f"cog-{number}", (store, target, some)) for number, some in enumerate(_shared_out(scenes)))
     with ProgressReport("writing GeoTIFFs", len(scenes)) as progress:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from geochip.config._rules import Rule, check
+from geochip.config._rules import Rule, check, compose, path_rules
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".img", ".png", ".jp2")
 """A label whose file ends so is a raster of class values; any other is read as a vector file."""
@@ -35,8 +35,10 @@ class DataConfig:
     """So many scenes may be unreadable before a command ends with exit code 1; they are set aside and named anyway."""
 
     def __post_init__(self) -> None:
+        compose(self, "classes")
         names, bands = [*self.splits, *self.classes], self.bands
         check(
+            *path_rules("data.root", self.root),
             *_template_rules("data.image", self.image),
             *_template_rules("data.label", self.label),
             *(rule for template in self.stack for rule in _template_rules("data.stack", template)),
@@ -47,6 +49,13 @@ class DataConfig:
                 "data.splits",
                 self.splits,
                 "a split's name is made of letters, digits, '_', '-' and '.'",
+            ),
+            (
+                # Each is a directory of a Zarr store.
+                all(len(name) <= 200 and name != "zarr.json" and not name.startswith("__") for name in self.splits),
+                "data.splits",
+                self.splits,
+                "a split's name has at most 200 letters, does not begin with '__', and is not zarr.json",
             ),
             (2 <= len(self.classes) <= 255, "data.classes", self.classes, "must be 2 to 255 names, background first"),
             (len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "must not name a class twice"),
@@ -69,6 +78,7 @@ class DataConfig:
 
 def _template_rules(key: str, template: str) -> list[Rule]:
     return [
+        *path_rules(key, template),
         ("{id}" in template, key, template, "must contain {id}"),
         (
             not re.search(r"\{(?!split\}|id\})", template),
@@ -106,6 +116,7 @@ class LabelsConfig:
         object.__setattr__(self, "ignore", tuple(map(str, self.ignore)))
         if self.class_map is not None:
             object.__setattr__(self, "class_map", {str(value): name for value, name in self.class_map.items()})
+        compose(self, "ignore", "class_map", "priority", "buffer")
         widths = self.buffer.values() if isinstance(self.buffer, dict) else [self.buffer]
         both = sorted({str(value) for value in self.ignore} & {str(value) for value in self.class_map or {}})
         check(
@@ -162,6 +173,7 @@ class SplitConfig:
                 self.manifest,
                 "must be the path of a table for split.by: manifest",
             ),
+            *path_rules("split.manifest", self.manifest),
             (
                 all(share >= 0 for share in shares) and math.isclose(sum(shares), 1),
                 "split.fractions",

@@ -7,7 +7,7 @@ from typing import Literal
 from geochip.config._chips import ChipsConfig
 from geochip.config._cluster import ClusterConfig
 from geochip.config._data import DataConfig, LabelsConfig, SplitConfig
-from geochip.config._rules import ONE_LINE, Device, check, one_line
+from geochip.config._rules import ONE_LINE, Device, check, one_line, path_rules, store_rules
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class ModelConfig:
     """Pretrained weights of the encoder, fetched once and then cached; null: begin from random weights."""
     bundle: str | None = None
     """Directory of the trained model; null: model in run_dir."""
+
+    def __post_init__(self) -> None:
+        check(
+            (self.bundle != "", "model.bundle", self.bundle, "must be the path of a directory, or null"),
+            *path_rules("model.bundle", self.bundle, made=True),
+        )
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ class InferConfig:
             ),
             (self.batch_size >= 1, "infer.batch_size", self.batch_size, "must be at least 1"),
             (self.block >= 16, "infer.block", self.block, "must be at least 16 pixels"),
+            *path_rules("infer.files", *self.files),
+            *store_rules("infer.store", self.store),
         )
 
 
@@ -148,6 +156,13 @@ class RunConfig:
         # The other splits are looked at by the commands that use them: no test split is needed to train.
         check(
             (bool(self.run_dir), "run_dir", self.run_dir, "must not be empty"),
+            *path_rules("run_dir", self.run_dir, made=True),
+            (
+                "\\" not in str(Path(self.run_dir).absolute()) or bool(self.chips.store and self.infer.store),
+                "run_dir",
+                self.run_dir,
+                "must not hold a backslash, which tensorstore takes for /; choose another run_dir",
+            ),
             # It stands in the scripts of jobs, and in most of what is told.
             (one_line(self.run_dir), "run_dir", self.run_dir, ONE_LINE),
             (self.train.split in data.splits, "train.split", self.train.split, splits),

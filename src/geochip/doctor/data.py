@@ -33,6 +33,7 @@ def scenes(case: Case) -> list[Finding]:
         )
     )
     found += bad_scenes(plan, config.data.max_bad_scenes)
+    found += [warn(what, text) for text in plan.catalogue.near]
     if left_out := [*plan.catalogue.unlabelled, *plan.catalogue.buffered]:
         found.append(warn(what, f"{len(left_out)} are left out: {left_out[0]}"))
     for name, key, option in (
@@ -91,7 +92,7 @@ def predicted(case: Case) -> list[Finding]:
     what, config, catalogue = "inference", case.config, case.to_predict
     if isinstance(catalogue, GeochipError):
         return fails(what, catalogue)
-    scenes, bad, doubts = len(catalogue.scenes), catalogue.bad, tuple[str, ...]()
+    scenes, bad, doubts = len(catalogue.scenes), catalogue.bad, catalogue.near
     windows = f"no model at {config.bundle_dir} yet"
     if config.bundle_dir.exists():
         try:
@@ -105,7 +106,9 @@ def predicted(case: Case) -> list[Finding]:
     if bad:
         judge = warn if len(bad) <= config.data.max_bad_scenes else fail
         found.append(judge(what, f"{len(bad)} cannot be predicted: {listed(bad, 3)}; mend them"))
-    return found + [warn(what, doubt) for doubt in doubts]
+    # What is said of the scenes already is said once.
+    told = () if isinstance(case.plan, GeochipError) else case.plan.catalogue.near
+    return found + [warn(what, doubt) for doubt in doubts if doubt not in told]
 
 
 def network(case: Case) -> list[Finding]:

@@ -9,16 +9,18 @@ from geochip.scenes.catalogue import (
     settle_bad_scenes,
 )
 from geochip.scenes.find import describe_files, find_scenes
+from geochip.scenes.guard import Outputs, refuse_overwriting, refuse_read_later
 from geochip.scenes.header import SetAside
 from geochip.scenes.reader import Scene, SceneError, SceneReader
 from geochip.scenes.resample import resample
-from geochip.scenes.sources import aoi_path, label_path
+from geochip.scenes.sources import aoi_path, label_path, labels_of_stranger
 from geochip.scenes.table import catalogue_frame, corners
 
 bound_cache()
 
 __all__ = [
     "Catalogue",
+    "Outputs",
     "Scene",
     "SceneError",
     "SceneReader",
@@ -29,7 +31,10 @@ __all__ = [
     "describe_files",
     "find_scenes",
     "label_path",
+    "labels_of_stranger",
     "odd_ones",
+    "refuse_overwriting",
+    "refuse_read_later",
     "resample",
     "scene_digest",
     "set_aside",

@@ -31,7 +31,10 @@ class Catalogue:
     buffered: tuple[SetAside, ...] = ()
     """Scenes of train.split that lie too close to those of another one (split.buffer)."""
     order: tuple[tuple[str, str], ...] = ()
-    """(split, scene id) of every scene in `scenes` and `bad`: a scene that is found bad keeps its turn."""
+    """(split, scene id) of every scene in `scenes` and `bad`: a scene that is found bad keeps its turn. Files whose
+    names give no id are in `bad` alone."""
+    near: tuple[str, ...] = ()
+    """What is to be said of files that nearly fit a template."""
 
 
 def usable(catalogue: Catalogue) -> Catalogue:

@@ -15,6 +15,8 @@ from affine import Affine
 from rasterio.enums import ColorInterp
 from rasterio.errors import RasterioError
 
+from geochip.files import require_regular
+from geochip.names import RASTER_FAMILY, composed, fault_of_path, shown
 from geochip.scenes.reader import Scene, gdal_reason, quiet_open
 
 SUPPORTED_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
@@ -112,8 +114,7 @@ def describe(source: Source, bands: tuple[int, ...] | None) -> Scene | SetAside:
 
 
 def _header(path: str, option: str = "") -> _Header:
-    if not Path(path).is_file():
-        raise _MisfitError(f"{path} is no file" + (f", and {option} asks for it" if option else ""))
+    _require_file(path, option)
     try:
         with quiet_open(path) as dataset:
             return _Header(
@@ -133,6 +134,47 @@ def _header(path: str, option: str = "") -> _Header:
         raise _MisfitError(
             f"{path} is no raster that GDAL can read, such as a GeoTIFF ({gdal_reason(error)})"
         ) from None
+
+
+def _require_file(path: str, option: str) -> None:
+    """See that there is a file that GDAL can be asked for.
+
+    Raises:
+        _MisfitError: when there is none; names one whose name is nearly the same.
+    """
+    try:
+        if fault := fault_of_path(path):
+            raise _MisfitError(f"{shown(path)} cannot be a file: {fault}")
+        require_regular(path)
+    except OSError as error:
+        gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+        reason = "" if gone else f" ({error.strerror})"
+        beside = similar_file(path) if gone else None
+        hint = "" if beside is None else f"; there is {beside}, so correct the name"
+        asked = f", and {option} asks for it" if option else ""
+        raise _MisfitError(f"{shown(path)} is no file{asked}{reason}{hint}") from None
+
+
+def similar_file(path: str) -> str | None:
+    """A file beside one that is not there whose name is the same but for case, suffix or Unicode's composition."""
+    wanted = Path(path)
+    same = _similar_names(str(wanted.parent)).get(_likeness(wanted.name), ())
+    return str(wanted.with_name(same[0])) if same else None
+
+
+@lru_cache(maxsize=16)
+def _similar_names(directory: str) -> dict[str, tuple[str, ...]]:
+    """Names of a directory's files, by what is left of them without case and suffix."""
+    names: dict[str, tuple[str, ...]] = {}
+    with contextlib.suppress(OSError):
+        for path in sorted(Path(directory).iterdir()):
+            if path.suffix.lower() in RASTER_FAMILY:
+                names[_likeness(path.name)] = (*names.get(_likeness(path.name), ()), path.name)
+    return names
+
+
+def _likeness(name: str) -> str:
+    return composed(Path(name).stem).casefold()
 
 
 def file_facts(path: str) -> tuple[int, int]:

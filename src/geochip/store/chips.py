@@ -9,7 +9,6 @@ the plan, so a shard that is written again gets the same bytes.
 """
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import tensorstore
 
 from geochip.config import IGNORE
 from geochip.errors import InputError
-from geochip.files import disk_full, is_disk_full, sync
+from geochip.files import disk_full, is_disk_full, remove_leftover, sync
 from geochip.store._arrays import (
     FORMAT_VERSION,
     class_flags,
@@ -112,7 +111,7 @@ def create_chip_store(
         attributes: the root's attributes; `format_version` and `complete` are added.
     """
     building = path.with_name(f"{path.name}.creating")
-    shutil.rmtree(building, ignore_errors=True)
+    remove_leftover(building, "chips.store")
     building.parent.mkdir(parents=True, exist_ok=True)
     import zarr
 
@@ -248,8 +247,16 @@ def shards_there(path: Path, split: str) -> set[int]:
 
 def sweep_locks(path: Path) -> None:
     """Remove the lock files that killed writers left; call it only when nobody writes."""
-    for lock in path.glob("*/*/*.__lock"):
-        lock.unlink(missing_ok=True)
+    for group in _directories(path):
+        for array in _directories(group):
+            for lock in array.glob("*.__lock"):
+                lock.unlink(missing_ok=True)
+
+
+def _directories(path: Path) -> list[Path]:
+    """Directories within one, without symbolic links: what these lead to belongs to somebody else."""
+    with os.scandir(path) as entries:
+        return [path / entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def reopen_chip_store(path: Path) -> None:

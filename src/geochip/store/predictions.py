@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 from geochip.config import IGNORE, PROBABILITY_STEPS
 from geochip.errors import InputError
+from geochip.files import remove_leftover
 from geochip.store._arrays import (
     FORMAT_VERSION,
     class_flags,
@@ -127,7 +128,7 @@ class PredictionStore:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f"{path.name}.creating")
-        shutil.rmtree(unfinished, ignore_errors=True)
+        remove_leftover(unfinished, "infer.store")
         try:
             _create(
                 unfinished,
