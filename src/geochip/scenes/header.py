@@ -18,6 +18,7 @@ from geochip.config import DataConfig
 from geochip.files import require_regular
 from geochip.names import RASTER_FAMILY, composed, fault_of_path, shown
 from geochip.scenes.facts import BandFacts, band_facts, band_notices
+from geochip.scenes.georeference import fault_of_transform, georeference_notice, unused_georeference
 from geochip.scenes.missing import WRITE_AGAIN, uncounted_share, unwritten
 from geochip.scenes.notices import Notice
 from geochip.scenes.reader import Scene, gdal_reason, quiet_open
@@ -29,9 +30,6 @@ _GRID_TOLERANCE = 1e-3
 
 # VRTs of VRTs that are followed.
 _NESTED = 4
-
-# Of images that something else than a geotransform relates to the earth.
-_WARP = "gdalwarp; with -rpc or -geoloc where it is those"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,7 @@ class _Header:
     descriptions: tuple[str | None, ...]
     bands: tuple[BandFacts, ...]
     unused: str
-    """Of `_unused_georeference`."""
+    """Of `unused_georeference`."""
     bytes: int
     stamp: tuple[tuple[str, int, int], ...]
     """Of `_stamps`."""
@@ -126,16 +124,18 @@ def _header(path: str, option: str = "") -> _Header:
         with quiet_open(path) as dataset:
             if not dataset.count:
                 raise _MisfitError(f"{path} holds no band{_held_instead(dataset)}")
+            if fault := fault_of_transform(dataset.transform):
+                raise _MisfitError(f"{path} has {fault}")
             return _Header(
                 path=path,
                 height=dataset.height,
                 width=dataset.width,
-                transform=_usable_transform(dataset.transform, path),
+                transform=dataset.transform,
                 crs=dataset.crs,
                 dtypes=dataset.dtypes,
                 descriptions=dataset.descriptions,
                 bands=band_facts(dataset),
-                unused=_unused_georeference(dataset),
+                unused=unused_georeference(dataset),
                 bytes=Path(path).stat().st_size,
                 stamp=tuple(_stamps(dataset, path)),
             )
@@ -151,43 +151,6 @@ def _held_instead(dataset: Any) -> str:
         return "; leave it out"
     others = f", and {len(dataset.subdatasets) - 1} others" if len(dataset.subdatasets) > 1 else ""
     return f" of its own, but {dataset.subdatasets[0]}{others}; make a GeoTIFF of the one meant (gdal_translate)"
-
-
-def _usable_transform(transform: Affine, path: str) -> Affine:
-    """The transform, if it gives every pixel a place of its own.
-
-    Raises:
-        _MisfitError: when it does not.
-    """
-    numbers = tuple(transform)[:6]
-    if not np.isfinite(numbers).all() or transform.determinant == 0:
-        raise _MisfitError(
-            f"{path} has the geotransform ({', '.join(f'{number:.9g}' for number in numbers)}), which gives its pixels "
-            "no place; write the right one into it (gdal_edit.py -a_ullr)"
-        )
-    return transform
-
-
-def _unused_georeference(dataset: Any) -> str:
-    """What relates a raster without a geotransform to the earth all the same, and is not used; empty for nothing."""
-    if dataset.transform != Affine.identity():
-        return ""
-    points, crs = dataset.gcps
-    if points:
-        return f"{len(points)} ground control points" + (f" in {crs.to_string()}" if crs else "")
-    if dataset.rpcs is not None:
-        return "rational polynomial coefficients (RPCs)"
-    return "geolocation arrays" if "GEOLOCATION" in dataset.tag_namespaces() else ""
-
-
-def without_crs(scene: Scene) -> tuple[str, str]:
-    """Why nothing relates a scene without a CRS to the earth, and what to do about it."""
-    if scene.unused_georeference:
-        return (
-            f"{scene.image} has {scene.unused_georeference} and no geotransform, which is all that geochip uses,",
-            f"warp it first ({_WARP})",
-        )
-    return f"{scene.image} has no CRS", "assign one to the image (gdal_edit.py -a_srs)"
 
 
 def _require_file(path: str, option: str) -> None:
@@ -342,12 +305,7 @@ def _notices(headers: Sequence[_Header], chosen: Collection[int], data: DataConf
         _MisfitError: when more pixels are missing than `data.max_missing` allows.
     """
     if headers[0].unused:
-        yield Notice(
-            kind="georeference",
-            level="warning",
-            text=f"the image has {headers[0].unused} and no geotransform, which is all that geochip uses: its chips, "
-            f"or predictions, have no CRS and no place on the map; warp it first ({_WARP})",
-        )
+        yield georeference_notice(headers[0].unused)
     for header, start, own in _chosen_of(headers, chosen):
         yield from band_notices(header.bands, own, start, data)
         share = uncounted_share(header.path, header.bands, own, data)
