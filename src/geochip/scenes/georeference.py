@@ -17,8 +17,8 @@ def fault_of_transform(transform: Affine) -> str:
     if np.isfinite(numbers).all() and transform.determinant != 0:
         return ""
     return (
-        f"the geotransform ({', '.join(f'{number:.9g}' for number in numbers)}), which gives its pixels no place; write "
-        "the right one into it (gdal_edit.py -a_ullr)"
+        f"the geotransform ({', '.join(f'{number:.9g}' for number in numbers)}), which gives its pixels no place; "
+        "write the right one into it (gdal_edit.py -a_ullr)"
     )
 
 
