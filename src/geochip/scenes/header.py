@@ -70,6 +70,7 @@ class _Header:
     """What geochip takes from the header of one file."""
 
     path: str
+    driver: str
     height: int
     width: int
     transform: Affine
@@ -128,6 +129,7 @@ def _header(path: str, option: str = "") -> _Header:
                 raise _MisfitError(f"{path} has {fault}")
             return _Header(
                 path=path,
+                driver=dataset.driver,
                 height=dataset.height,
                 width=dataset.width,
                 transform=dataset.transform,
@@ -308,7 +310,7 @@ def _notices(headers: Sequence[_Header], chosen: Collection[int], data: DataConf
         yield georeference_notice(headers[0].unused)
     for header, start, own in _chosen_of(headers, chosen):
         yield from band_notices(header.bands, own, start, data)
-        share = uncounted_share(header.path, header.bands, own, data)
+        share = uncounted_share(header.path, header.driver, header.bands, own, data)
         if share > data.max_missing:
             raise _MisfitError(
                 f"{header.path}: {unwritten(share)}; data.max_missing allows {data.max_missing:.2%}. {WRITE_AGAIN}, "
