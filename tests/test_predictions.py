@@ -148,9 +148,10 @@ def test_open_scene_has_the_source_images_coordinates(tmp_path, crs, transform):
 def test_open_scene_reads_pixels_when_they_are_used(store):
     scene = geochip.open_scene(store.path, "1")
     assert scene["class"].chunks is not None
+    place = store.scenes["1"]
     shutil.rmtree(store.path / "117x83" / "class")
-    with pytest.raises(FileNotFoundError):
-        PredictionStore(store.path).read(store.scenes["1"], next(blocks(10, 10, 10)))
+    with pytest.raises(InputError, match=r"blocks of scene 1 are lost: .*117x83/class/c\.0\.0\.0 not there; run "):
+        PredictionStore(store.path).read(place, next(blocks(10, 10, 10)))
 
 
 def test_a_rotated_scene_has_its_transform_alone(tmp_path):

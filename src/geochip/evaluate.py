@@ -16,18 +16,17 @@ from typing import Any
 import numpy as np
 import shapely
 from affine import Affine
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import geochip
 from geochip.config import DataConfig, RunConfig
-from geochip.errors import InputError, WorkError, run_command
+from geochip.errors import DamagedError, InputError, WorkError, run_command
 from geochip.files import is_there, make_directory, write_durably
 from geochip.labels import Grid, LabelError, LabelRules, SceneLabel, read_aoi
 from geochip.metrics import Confusion, confusion_matrix, evaluation_items, scores
 from geochip.names import composed
-from geochip.progress import ProgressReport
+from geochip.progress import ProgressReport, console
 from geochip.run_file import parse_run_config
 from geochip.scenes import (
     Outputs,
@@ -38,7 +37,7 @@ from geochip.scenes import (
     refuse_read_later,
     settle_bad_scenes,
 )
-from geochip.store import PredictedScene, PredictionStore, journal_path, read_journal
+from geochip.store import PredictedScene, PredictionStore, journal_path, prediction_records, read_journal
 from geochip.windows import blocks
 
 _SCENES_SHOWN = 10
@@ -97,7 +96,7 @@ def open_finished(path: Path) -> PredictionStore:
     store = PredictionStore(path)
     if not store.complete:
         total = sum(1 for scene in store.scenes.values() for _ in blocks(scene.height, scene.width, store.block))
-        _, records, _ = read_journal(journal_path(path))
+        _, records, _ = read_journal(journal_path(path), prediction_records)
         done = sum(key.startswith("block/") for key in records)
         raise InputError(
             f"{path} is not complete: {done} of its {total} blocks are predicted, and missing ones would count as "
@@ -177,7 +176,8 @@ def count(
             else:
                 try:
                     confusions[scene_id] = confusion_of_scene(store, scene, truth, config)
-                except LabelError as error:
+                except (LabelError, DamagedError) as error:
+                    # A scene with lost blocks is not scored: they would count as nodata.
                     bad.append(_aside(scene, truth.label, str(error)))
             progress.advance()
     return confusions, bad
@@ -247,7 +247,7 @@ def _sum(confusions: Mapping[str, Confusion]) -> Confusion:
 
 def show(class_names: Sequence[str], confusions: Mapping[str, Confusion]) -> None:
     """Print the scores: plain text where standard output is no terminal."""
-    console = Console(highlight=False)
+    out = console()
     overall = _sum(confusions)
     tables = {f"{len(confusions)} scenes": _class_table(class_names, overall)}
     if len(class_names) <= _CLASSES_SHOWN:
@@ -257,8 +257,8 @@ def show(class_names: Sequence[str], confusions: Mapping[str, Confusion]) -> Non
         title = "scenes by mean IoU" if few else f"the {_SCENES_SHOWN} scenes of lowest mean IoU"
         tables[title] = _scene_table(confusions)
     for title, table in tables.items():
-        console.print(f"\n{title}", style="bold")
-        console.print(table)
+        out.print(f"\n{title}", style="bold")
+        out.print(table)
 
 
 def _table(first: str, *others: str) -> Table:

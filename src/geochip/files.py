@@ -103,6 +103,17 @@ def read_regular(path: Path | str) -> bytes:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of a file that is open the name that it lacks: "No space left on device", but on which?"""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def writing_durably(path: Path) -> Iterator[BinaryIO]:
     """Write a whole file: to a temporary one beside it, flushed to the disk, then renamed over `path`.
 
@@ -113,13 +124,13 @@ def writing_durably(path: Path) -> Iterator[BinaryIO]:
         The temporary file; nothing becomes of it when the block ends with an error.
 
     Raises:
-        OSError: when the file system refuses, a full disk for example; `path` is as it was then.
+        OSError: when the file system refuses, a full disk for example; it has a name, and `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Named by the process, so that a leftover of a killed one is never mistaken for the work of this one.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -162,7 +173,8 @@ def sync(path: Path) -> None:
     """Flush a file, or a directory, to the disk: a rename in a directory is lasting only after that."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 

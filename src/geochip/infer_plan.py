@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from geochip.blending import Sliding
-from geochip.config import RunConfig
+from geochip.config import RunConfig, check_batch
 from geochip.errors import InputError
 from geochip.model import Contract, bundle_sha256, load_bundle
 from geochip.progress import counted
@@ -131,7 +131,8 @@ def sliding_of(config: RunConfig, contract: Contract) -> Sliding:
     """The windows: by default of the size that the model was trained on, half a window apart.
 
     Raises:
-        InputError: when the stride is larger than the model's chip size and no window is configured.
+        InputError: when the stride is larger than the model's chip size and no window is configured, or when no memory
+            holds infer.batch_size windows.
     """
     size = config.infer.window or contract.chip_size
     stride = config.infer.stride or max(size // 2, 1)
@@ -140,6 +141,7 @@ def sliding_of(config: RunConfig, contract: Contract) -> Sliding:
             f"infer.stride: {stride} is not allowed: must be at most the window, which is the model's chip size of "
             f"{size} pixels, else pixels between windows get no prediction; lower it, or set --infer.window"
         )
+    check_batch("infer.batch_size", config.infer.batch_size, size)
     return Sliding(
         size=size,
         stride=stride,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from geochip.config._rules import Rule, check, compose, path_rules
+from geochip.config._rules import Rule, check, compose, path_rules, seed, within
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".img", ".png", ".jp2")
 """A label whose file ends so is a raster of class values; any other is read as a vector file."""
@@ -68,14 +68,20 @@ class DataConfig:
             (len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "must not name a class twice"),
             (all(names), "data.classes, data.splits", names, "a name must not be empty"),
             (
+                all(name.isprintable() for name in self.classes),
+                "data.classes",
+                self.classes,
+                "a class's name must not hold line breaks, tabs or other control characters: it heads tables and logs",
+            ),
+            (
                 bands is None or (len(bands) > 0 and min(bands) >= 1),
                 "data.bands",
                 bands,
                 "must be band numbers of at least 1, or null for all",
             ),
             (bands is None or len(set(bands)) == len(bands), "data.bands", bands, "must not name a band twice"),
-            (0 <= self.max_missing <= 1, "data.max_missing", self.max_missing, "must be a share from 0 to 1"),
-            (self.max_bad_scenes >= 0, "data.max_bad_scenes", self.max_bad_scenes, "must be at least 0"),
+            within("data.max_missing", self.max_missing, 0, 1),
+            within("data.max_bad_scenes", self.max_bad_scenes, 0, 1_000_000_000),
         )
 
     @property
@@ -129,10 +135,10 @@ class LabelsConfig:
         both = sorted({str(value) for value in self.ignore} & {str(value) for value in self.class_map or {}})
         check(
             (
-                all(math.isfinite(width) and width >= 0 for width in widths),
+                all(0 <= width <= 1_000_000 for width in widths),
                 "labels.buffer",
                 self.buffer,
-                "must be at least 0",
+                "must be 0 to 1000000",
             ),
             (
                 self.class_map is None or bool(self.class_map),
@@ -173,7 +179,7 @@ class SplitConfig:
     """For blocks: seed of which square goes to which split."""
 
     def __post_init__(self) -> None:
-        shares = (self.fractions or {"train": 1}).values()
+        shares = (self.fractions if self.fractions is not None else {"train": 1}).values()
         check(
             (
                 self.by != "manifest" or bool(self.manifest),
@@ -188,12 +194,7 @@ class SplitConfig:
                 self.fractions,
                 "must be shares of at least 0 that add up to 1",
             ),
-            (0 < self.block < math.inf, "split.block", self.block, "must be greater than 0"),
-            (
-                self.buffer is None or 0 <= self.buffer < math.inf,
-                "split.buffer",
-                self.buffer,
-                "must be at least 0, or null",
-            ),
-            (self.seed >= 0, "split.seed", self.seed, "must be at least 0"),
+            within("split.block", self.block, 0.01, 10_000_000, "metres"),
+            within("split.buffer", self.buffer, 0, 10_000_000, "metres", or_null=True),
+            seed("split.seed", self.seed),
         )

@@ -9,10 +9,11 @@ from geochip.chip_report import estimate
 from geochip.doctor.findings import Case, Finding, fail, fails, listed, ok, warn
 from geochip.errors import GeochipError, InputError
 from geochip.infer_plan import plan_inference
-from geochip.model import check_bundle_dir, rehearse, require_cached_weights
+from geochip.model import WeightsNotCachedError, check_bundle_dir, rehearse, require_cached_weights
 from geochip.progress import counted
 from geochip.recheck import describe_doubtful
 from geochip.scenes import notice_lines
+from geochip.slurm import inside_a_job
 from geochip.store import journal_path, other_scenes, read_journal, refuse_other
 
 
@@ -156,8 +157,14 @@ def pretrained_weights(case: Case) -> list[Finding]:
     """Whether this machine has the weights."""
     if (wanted := wanted_weights(case)) is None:
         return [ok("pretrained weights", "none are asked for")]
+    # A job is on a node that mostly has no network; so are those that cluster/ submits.
+    fetched = case.config.cluster.kind == "local" and not inside_a_job()
     try:
-        require_cached_weights(*wanted)
+        require_cached_weights(*wanted, fetched=fetched)
+    except WeightsNotCachedError as error:
+        if fetched:
+            return [warn("pretrained weights", " ".join(str(error).split()))]
+        return [no_weights(case, str(error))]
     except InputError as error:
         return [no_weights(case, str(error))]
     return [ok("pretrained weights", f"{wanted[1]} of {wanted[0]} are in this machine's cache")]

@@ -44,7 +44,7 @@ def indexed_label(path: str, directory: Path, *, at_least: int = 4 * 2**20) -> s
         at_least: size in bytes from which on a label is copied.
 
     Returns:
-        The path of the copy; `path` itself for smaller files, rasters and formats with an index of their own.
+        The absolute path of the copy; `path` itself for smaller files, rasters and formats with an index of their own.
 
     Raises:
         LabelError: when the label cannot be read.
@@ -58,8 +58,8 @@ def indexed_label(path: str, directory: Path, *, at_least: int = 4 * 2**20) -> s
     if facts.st_size < at_least or is_raster(path) or source.suffix.lower() in _INDEXED:
         return path
     digest = hashlib.sha256(f"{source}\0{facts.st_size}\0{facts.st_mtime_ns}".encode()).hexdigest()[:16]
-    # Names of files have 255 bytes, and a character up to four.
-    target = directory / f"{source.stem[:50]}.{digest}{INDEX_SUFFIX}"
+    # Names of files have 255 bytes, and a character up to four; and workers may have been started elsewhere.
+    target = directory.absolute() / f"{source.stem[:50]}.{digest}{INDEX_SUFFIX}"
     if not target.exists():
         try:
             directory.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Scenes: finding them, describing them, reading their pixels. The only part of geochip that reads rasters."""
 
+from geochip.gdal import bound_cache
 from geochip.scenes.catalogue import (
     Catalogue,
     odd_ones,
@@ -16,6 +17,8 @@ from geochip.scenes.reader import Scene, SceneError, SceneReader
 from geochip.scenes.resample import resample
 from geochip.scenes.sources import aoi_path, label_path, labels_of_stranger
 from geochip.scenes.table import catalogue_frame, corners
+
+bound_cache()
 
 __all__ = [
     "Catalogue",

@@ -9,15 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio
 import rasterio.shutil
 import rasterio.windows
 from affine import Affine
 
 from geochip.config import IGNORE
+from geochip.gdal import bound_cache
 from geochip.names import TEMPORARY_PREFIX
 from geochip.store.predictions import PredictedScene, PredictionStore
 from geochip.windows import blocks
+
+bound_cache()
 
 _TILE = 512
 # What a directory of a writer may hold: the file, and what GDAL writes beside it.
@@ -89,6 +93,25 @@ def _write_plain(store: PredictionStore, scene: PredictedScene, path: Path) -> N
         for block in blocks(scene.height, scene.width, store.block):
             place = rasterio.windows.Window(block.col_off, block.row_off, block.width, block.height)
             dataset.write(store.read(scene, block), 1, window=place)
+
+
+def fault_of_cog(store: PredictionStore, scene: PredictedScene, path: Path) -> str | None:
+    """What is wrong with a scene's GeoTIFF, in words that follow its name; None when it holds what the store does.
+
+    Raises:
+        DamagedError: when a block of the store is lost or damaged.
+    """
+    try:
+        with _quiet(), rasterio.open(path) as dataset:
+            if (dataset.height, dataset.width) != (scene.height, scene.width):
+                return f"has {dataset.height} x {dataset.width} pixels, the scene {scene.height} x {scene.width}"
+            for block in blocks(scene.height, scene.width, store.block):
+                place = rasterio.windows.Window(block.col_off, block.row_off, block.width, block.height)
+                if not np.array_equal(dataset.read(1, window=place), store.read(scene, block)):
+                    return f"holds other classes than {store.path}, at {block}"
+    except rasterio.errors.RasterioError as error:
+        return f"cannot be read ({' '.join(str(error.__cause__ or error).split())})"
+    return None
 
 
 def _colour_table(classes: int) -> dict[int, tuple[int, int, int, int]]:
