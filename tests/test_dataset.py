@@ -264,7 +264,11 @@ def test_a_store_that_cannot_be_trained_on(tmp_path, store):
     with pytest.raises(InputError, match=r"has no chips of split 'val'; .* or use --train.val_split null"):
         find_data(config(store.path, val_split="val"), world=1)
     for number, wrong in enumerate(
-        ({"valid_fraction": 0.0}, {"statistics": None}, {"statistics": {**STATISTICS, "mean": [None, None], "std": [None, None]}})
+        (
+            {"valid_fraction": 0.0},
+            {"statistics": None},
+            {"statistics": {**STATISTICS, "mean": [None, None], "std": [None, None]}},
+        )
     ):
         path = make_store(tmp_path / f"empty{number}.zarr", **wrong).path
         with pytest.raises(
@@ -274,7 +278,7 @@ def test_a_store_that_cannot_be_trained_on(tmp_path, store):
 
 
 def test_statistics_of_another_split_are_refused(tmp_path):
-    statistics = {"split": "val", "mean": [10.0, 20.0], "std": [1.0, 2.0]}
+    statistics = {**STATISTICS, "split": "val"}
     path = make_store(tmp_path / "chips.zarr", statistics=statistics).path
     with pytest.raises(
         InputError, match=r"train.split: .* has the statistics of split 'val', not 'train'; remove the store"
