@@ -12,8 +12,7 @@ from geochip.chip_audit import Overlap, audit_overlap
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError
 from geochip.labels import Grid, LabelError, label_crs, read_aoi
-from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, plan_chips
-from geochip.sampling import candidates_of, places_of
+from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, places_in, plan_chips, windows_in
 from geochip.scenes import Catalogue, Scene, aoi_path, find_scenes, odd_ones, set_aside
 from geochip.store import SplitResult, make_header, read_header
 from geochip.windows import Window
@@ -81,7 +80,8 @@ def prepare(config: RunConfig) -> Prepared:
             "nodata": str(nodata[0]) if nodata else None,
         }
     places = {one.name: one.places for split in plan.splits for one in split.scenes if one.reserved}
-    header = make_header(*chips_depend_on(plan, config), places=places, layout=layout)
+    divided = found.squares is not None
+    header = make_header(*chips_depend_on(plan, config, divided=divided), places=places, layout=layout)
     overlap = None
     if not config.chips.depend_on_content:
         overlap = audit_overlap(plan, config.train.split, lambda scene: planned_windows(scene, config))
@@ -144,10 +144,7 @@ def planned_windows(planned: PlannedScene, config: RunConfig) -> list[Window]:
     """The windows of a scene where what pixels hold does not decide."""
     scene = planned.scene
     assert scene is not None
-    candidates = candidates_of(
-        config.chips, scene_id=scene.scene_id, height=scene.height, width=scene.width, aoi=planned.aoi
-    )
-    return [place[0] for place in candidates[: planned.places]]
+    return [place[0] for place in windows_in(config.chips, scene, planned.aoi)[: planned.places]]
 
 
 def judge_overlap(overlap: Overlap, config: RunConfig, error: type[InputError] | type[WorkError] = InputError) -> None:
@@ -231,7 +228,5 @@ def windows_without_place(ready: Prepared, config: RunConfig) -> int:
     for split in ready.plan.splits:
         for one in split.scenes:
             if one.reserved and one.scene is not None:
-                height, width = one.scene.height, one.scene.width
-                wanted = places_of(config.chips, scene_id=one.scene_id, height=height, width=width, aoi=one.aoi)
-                count += max(0, wanted - one.places)
+                count += max(0, places_in(config.chips, one.scene, one.aoi) - one.places)
     return count

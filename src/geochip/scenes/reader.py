@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 import rasterio.windows
+import shapely
 from affine import Affine
 from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -74,6 +75,14 @@ class Scene:
     them, the sources of a VRT. With the same one they are taken for the same; with another one they are compared."""
     label_bytes: int
     """Size of the label file, in bytes; 0 without one."""
+    region: shapely.Geometry | None = None
+    """The part of it that belongs to `split`, in pixel coordinates (x = column, y = row), where squares of ground
+    divide it; None: all of it."""
+
+    @property
+    def draws_as(self) -> str:
+        """What random windows are drawn from, besides the seed; the parts of a divided scene draw others."""
+        return self.scene_id if self.region is None else f"{self.scene_id}/{self.split}"
 
 
 def quiet_open(path: str, *, mapped: bool = False) -> Any:

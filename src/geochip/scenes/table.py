@@ -13,6 +13,7 @@ import shapely
 from geochip.scenes.catalogue import Catalogue
 from geochip.scenes.header import to_lon_lat
 from geochip.scenes.reader import Scene
+from geochip.scenes.regions import RECORD
 from geochip.windows import Window
 
 
@@ -36,10 +37,12 @@ def corners(scene: Scene, windows: Sequence[Window], inset: float = 0.0) -> npt.
     return np.stack([a * cols + b * rows + c, d * cols + e * rows + f], axis=-1)
 
 
-def footprint(scene: Scene) -> shapely.Polygon | None:
-    """The outline of a scene as a polygon in EPSG:4326; None when nothing relates the scene to the earth."""
+def footprint(scene: Scene) -> shapely.Geometry | None:
+    """The outline of a scene, or of its region, in EPSG:4326; None when nothing relates the scene to the earth."""
     if scene.crs is None:
         return None
+    if scene.region is not None:
+        return _region_on_earth(scene)
     (xy,) = corners(scene, [Window(row_off=0, col_off=0, height=scene.height, width=scene.width)])
     try:
         lon, lat = to_lon_lat(scene.crs).transform(xy[:, 0], xy[:, 1], errcheck=True)
@@ -48,8 +51,23 @@ def footprint(scene: Scene) -> shapely.Polygon | None:
     return shapely.Polygon(np.stack([lon, lat], axis=-1))
 
 
+def _region_on_earth(scene: Scene) -> shapely.Geometry | None:
+    a, b, c, d, e, f = tuple(scene.transform)[:6]
+
+    def place(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        cols, rows = points.T
+        x, y = a * cols + b * rows + c, d * cols + e * rows + f
+        return np.column_stack(to_lon_lat(str(scene.crs)).transform(x, y))
+
+    outline: shapely.Geometry | None = shapely.transform(scene.region, place)
+    return outline
+
+
 def catalogue_frame(catalogue: Catalogue) -> gpd.GeoDataFrame:
     """The catalogue as a table for GIS: one row a scene, its footprint in EPSG:4326 as the geometry.
+
+    Where squares of ground divide the scenes, there is a row for each split's part of a scene, the geometry is that of
+    the part, and the table's `attrs["squares"]` say whose ground is whose.
 
     Columns: the fields of `Scene` as far as they are numbers or text, `status` ("ok", "unlabelled", "buffered" or
     "bad") and `reason`. Scenes without a CRS, and those set aside, have no geometry.
@@ -59,7 +77,7 @@ def catalogue_frame(catalogue: Catalogue) -> gpd.GeoDataFrame:
         row = asdict(scene) | {"status": "ok", "reason": "", "geometry": footprint(scene)}
         row |= {"bands": ",".join(map(str, scene.bands)), "band_names": ",".join(scene.band_names)}
         # When files were written is nothing to see on a map, and makes no other table.
-        del row["image_stamp"]
+        del row["image_stamp"], row["region"]
         row |= {"transform": ",".join(repr(value) for value in scene.transform[:6]), "stack": ",".join(scene.stack)}
         rows.append(row)
     left_out = {"unlabelled": catalogue.unlabelled, "buffered": catalogue.buffered, "bad": catalogue.bad}
@@ -75,4 +93,7 @@ def catalogue_frame(catalogue: Catalogue) -> gpd.GeoDataFrame:
             }
             for item in items
         ]
-    return gpd.GeoDataFrame(rows, geometry="geometry", crs="EPSG:4326")
+    frame = gpd.GeoDataFrame(rows, geometry="geometry", crs="EPSG:4326")
+    if catalogue.squares is not None:
+        frame.attrs[RECORD] = catalogue.squares.to_json()
+    return frame
