@@ -13,7 +13,7 @@ from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError
 from geochip.labels import Grid, LabelError, label_crs, read_aoi
 from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, places_in, plan_chips, windows_in
-from geochip.scenes import Catalogue, Scene, aoi_path, find_scenes, odd_ones, set_aside
+from geochip.scenes import Catalogue, Scene, Squares, aoi_path, find_scenes, odd_ones, set_aside
 from geochip.store import SplitResult, make_header, read_header
 from geochip.windows import Window
 
@@ -69,6 +69,8 @@ def prepare(config: RunConfig) -> Prepared:
             "chips.aoi, chips.edge: no scene has room for a chip; choose a smaller chips.size, another chips.edge, or "
             "chips.aoi_within false"
         )
+    if found.squares is not None and config.chips.method == "grid" and config.chips.aoi is None:
+        require_grid_windows(plan, found.squares)
     if layout is None:
         first, nodata = catalogue.scenes[0], [one.nodata for one in scenes.values() if one.nodata is not None]
         layout = {
@@ -93,6 +95,16 @@ def prepare(config: RunConfig) -> Prepared:
         header=header,
         nodata=None if layout["nodata"] is None else float(layout["nodata"]),
     )
+
+
+def require_grid_windows(plan: ChipPlan, squares: Squares) -> None:
+    """Raise `InputError` when the grid has no window in any block of a split, as in one that is turned."""
+    chips = {split.split: split.chips for split in plan.splits}
+    if empty := [split for split in squares.owners if not chips.get(split)]:
+        raise InputError(
+            f"chips.method: no window of the grid lies inside the blocks of {' and '.join(empty)}, which are "
+            f"{squares.side:g} m wide; choose chips.method random, a smaller chips.stride or a larger split.block"
+        )
 
 
 def label_faults(

@@ -2,17 +2,20 @@
 
     python -m geochip.evaluate --config run.yaml
 
-Every scene's label is drawn on the scene's own pixels and counted against its predicted classes, block by block.
+Every scene's label is drawn on the scene's own pixels and counted against its predicted classes, block by block. Of a
+scene that squares of ground divide, the pixels of infer.split's squares are counted and no others.
 eval.json has what Raster Vision's has, in the same places, and more.
 """
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 from affine import Affine
 from rich.console import Console
 from rich.markup import escape
@@ -26,7 +29,7 @@ from geochip.labels import Grid, LabelError, LabelRules, SceneLabel, read_aoi
 from geochip.metrics import Confusion, confusion_matrix, evaluation_items, scores
 from geochip.progress import ProgressReport
 from geochip.run_file import parse_run_config
-from geochip.scenes import SetAside, aoi_path, label_path, settle_bad_scenes
+from geochip.scenes import RECORD, SetAside, Squares, aoi_path, label_path, settle_bad_scenes
 from geochip.store import PredictedScene, PredictionStore, journal_path, read_journal
 from geochip.windows import blocks
 
@@ -41,13 +44,16 @@ def main(argv: Sequence[str]) -> None:
     make_directory(config.eval_path.parent, "run_dir")
     check_classes(store, config.data)
     labels, unlabelled = find_labels(store, config)
-    confusions, bad = count(store, labels, config)
+    parts = find_parts(store, labels, config)
+    confusions, bad = count(store, labels, parts, config)
     for item in unlabelled:
         print(f"left out: {item}")
     if confusions:
-        document = evaluation(store, confusions, [*unlabelled, *bad])
+        document = evaluation(store, confusions, parts, [*unlabelled, *bad])
         write_durably(config.eval_path, json.dumps(document, indent=2, allow_nan=False).encode())
         show(store.class_names, confusions)
+        if document["blocks"] is not None:
+            print(describe_blocks(document["blocks"]))
         print(f"scores: {config.eval_path}")
     elif bad:
         listed = "\n".join(str(item) for item in bad)
@@ -59,6 +65,20 @@ def main(argv: Sequence[str]) -> None:
         what="evaluated",
         rest="the scores are those of all others",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What is counted of a predicted scene."""
+
+    split: str
+    """The split that it belongs to."""
+    region: shapely.Geometry | None = None
+    """In pixel coordinates; None: all of it."""
+    blocks: int = 0
+    """Squares of ground that the region is made of."""
+    of: int = 0
+    """Squares of ground that the scene has."""
 
 
 def open_finished(path: Path) -> PredictionStore:
@@ -115,8 +135,38 @@ def _aside(scene: PredictedScene, path: Path, reason: str) -> SetAside:
     return SetAside(scene_id=scene.scene_id, split=scene.split, path=str(path), reason=reason)
 
 
+def find_parts(store: PredictionStore, scene_ids: Collection[str], config: RunConfig) -> dict[str, Part]:
+    """What to count of each scene: of one that is divided the ground of infer.split, else all of it.
+
+    Raises:
+        DamagedError: when the store's record of the division cannot be read.
+    """
+    scenes = [store.scenes[scene_id] for scene_id in scene_ids]
+    if RECORD not in store.attrs:
+        return {scene.scene_id: Part(split=scene.split) for scene in scenes}
+    remedy = "remove it and run geochip.infer again"
+    squares = Squares.from_json(store.attrs[RECORD], f"{store.path} ({RECORD})", remedy)
+    return {scene.scene_id: _part(squares, scene, config.infer.split) for scene in scenes}
+
+
+def _part(squares: Squares, scene: PredictedScene, wanted: str) -> Part:
+    grid = grid_of(scene)
+    # A scene that has nothing of infer.split is what it was predicted as.
+    for split in (wanted, scene.split):
+        region = squares.region(grid, split)
+        if region is None or not shapely.is_empty(region):
+            of = {one: squares.count(grid, one) for one in squares.owners}
+            return Part(split=split, region=region, blocks=of[split], of=sum(of.values()))
+    return Part(split=scene.split)
+
+
+def grid_of(scene: PredictedScene) -> Grid:
+    """The pixel grid of a scene, for its labels."""
+    return Grid(height=scene.height, width=scene.width, transform=Affine(*scene.transform), crs=scene.crs or None)
+
+
 def count(
-    store: PredictionStore, labels: Mapping[str, Path], config: RunConfig
+    store: PredictionStore, labels: Mapping[str, Path], parts: Mapping[str, Part], config: RunConfig
 ) -> tuple[dict[str, Confusion], list[SetAside]]:
     """Count each labelled scene's pixels.
 
@@ -134,36 +184,55 @@ def count(
                 )
             else:
                 try:
-                    confusions[scene_id] = confusion_of_scene(store, scene, path, config)
+                    confusions[scene_id] = confusion_of_scene(store, scene, path, parts[scene_id], config)
                 except LabelError as error:
                     bad.append(_aside(scene, path, str(error)))
             progress.advance()
     return confusions, bad
 
 
-def confusion_of_scene(store: PredictionStore, scene: PredictedScene, label: Path, config: RunConfig) -> Confusion:
+def confusion_of_scene(
+    store: PredictionStore, scene: PredictedScene, label: Path, part: Part, config: RunConfig
+) -> Confusion:
     """Count one scene's pixels, block by block; pixels without data and outside of chips.aoi are left out.
+
+    Args:
+        store: the predictions.
+        scene: the scene.
+        label: its label.
+        part: what to count of it.
+        config: how labels are drawn.
 
     Raises:
         LabelError: when the label, or the area of interest, cannot be used.
     """
-    grid = Grid(height=scene.height, width=scene.width, transform=Affine(*scene.transform), crs=scene.crs or None)
+    grid = grid_of(scene)
     rules = LabelRules(classes=config.data.classes, labels=config.labels)
-    aoi = aoi_path(config, scene.split, scene.scene_id)
+    path = aoi_path(config, part.split, scene.scene_id)
+    ground = part.region
+    if path is not None:
+        aoi = read_aoi(str(path), grid)
+        ground = aoi if ground is None else shapely.intersection(ground, aoi)
     classes = len(store.class_names)
     total = np.zeros((classes, classes), np.int64)
-    with SceneLabel(str(label), grid, rules, aoi=None if aoi is None else read_aoi(str(aoi), grid)) as scene_label:
+    with SceneLabel(str(label), grid, rules, aoi=ground) as scene_label:
         for block in blocks(scene.height, scene.width, store.block):
+            place = shapely.box(block.col_off, block.row_off, block.col_stop, block.row_stop)
+            if ground is not None and not shapely.intersects(ground, place):
+                continue
             total += confusion_matrix(scene_label.read(block), store.read(scene, block), classes)
     return total
 
 
 def evaluation(
-    store: PredictionStore, confusions: Mapping[str, Confusion], left_out: Sequence[SetAside]
+    store: PredictionStore,
+    confusions: Mapping[str, Confusion],
+    parts: Mapping[str, Part],
+    left_out: Sequence[SetAside],
 ) -> dict[str, Any]:
     """The content of eval.json."""
     overall = _sum(confusions)
-    splits = sorted({store.scenes[scene_id].split for scene_id in confusions})
+    splits = sorted({parts[scene_id].split for scene_id in confusions})
     return {
         "overall": evaluation_items(overall, store.class_names),
         "per_scene": {name: evaluation_items(one, store.class_names) for name, one in confusions.items()},
@@ -171,6 +240,7 @@ def evaluation(
         "class_names": list(store.class_names),
         "split": splits[0] if len(splits) == 1 else splits,
         "scenes": len(confusions),
+        "blocks": blocks_counted(store, {scene_id: parts[scene_id] for scene_id in confusions}),
         "left_out": [{"scene_id": item.scene_id, "split": item.split, "reason": item.reason} for item in left_out],
         "prediction_store": str(store.path),
         "model_sha256": store.attrs["model_sha256"],
@@ -180,6 +250,29 @@ def evaluation(
         "blend": store.attrs["blend"],
         "geochip_version": geochip.__version__,
     }
+
+
+def blocks_counted(store: PredictionStore, parts: Mapping[str, Part]) -> dict[str, Any] | None:
+    """Which ground of divided scenes the scores are of; None where every scene is whole."""
+    if RECORD not in store.attrs:
+        return None
+    return {
+        "side": store.attrs[RECORD]["side"],
+        "per_scene": {
+            scene_id: {"split": part.split, "blocks": part.blocks, "of": part.of} for scene_id, part in parts.items()
+        },
+    }
+
+
+def describe_blocks(counted: Mapping[str, Any]) -> str:
+    """The same in words."""
+    of = list(counted["per_scene"].values())
+    splits = " and ".join(sorted({one["split"] for one in of}))
+    some, every = (sum(one[name] for one in of) for name in ("blocks", "of"))
+    return (
+        f"counted: {some} of {every} blocks of {counted['side']:g} m, those of {splits}; --infer.split names another "
+        "split"
+    )
 
 
 def _sum(confusions: Mapping[str, Confusion]) -> Confusion:

@@ -31,7 +31,7 @@ from geochip.infer_worker import Job, Piece, Record, changed_scenes, predict_pie
 from geochip.progress import ProgressReport, counted
 from geochip.recheck import recheck
 from geochip.run_file import parse_command
-from geochip.scenes import SetAside, settle_bad_scenes
+from geochip.scenes import RECORD, SetAside, settle_bad_scenes
 from geochip.store import Journal, PredictedScene, PredictionStore, SceneGrid, make_header, sweep_locks
 from geochip.store.cog import cog_path, sweep_cogs
 from geochip.windows import blocks
@@ -61,6 +61,11 @@ def main(argv: Sequence[str]) -> None:
         f"{counted(len(plan.scenes), 'scene')}, {counted(plan.windows, 'window')} of {sliding.size} x {sliding.size} "
         f"pixels, {sliding.stride} pixels apart"
     )
+    if plan.squares is not None:
+        print(
+            f"blocks of {plan.squares.side:g} m divide the scenes between {', '.join(plan.squares.owners)}: they are "
+            "predicted whole, and geochip.evaluate counts the blocks of infer.split"
+        )
     if "dry_run" in called.switches:
         describe_jobs(config.cluster, "gpu", config.run_dir)
         return
@@ -117,6 +122,7 @@ def create_store(store: Path, plan: InferPlan, fingerprint: str) -> None:
             "stride": sliding.stride,
             "blend": sliding.blend,
             "batch_size": sliding.batch_size,
+            **({} if plan.squares is None else {RECORD: plan.squares.to_json()}),
         },
     )
 

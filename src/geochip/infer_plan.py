@@ -12,7 +12,7 @@ from geochip.blending import Sliding
 from geochip.config import RunConfig
 from geochip.errors import InputError
 from geochip.model import Contract, bundle_sha256, load_bundle
-from geochip.scenes import Catalogue, Scene, SetAside, describe_files, find_scenes, scene_digest, set_aside
+from geochip.scenes import Catalogue, Scene, SetAside, Squares, describe_files, find_scenes, scene_digest, set_aside
 
 # A network copes with objects a little larger or smaller than those that it was trained on, not with any size.
 _PIXEL_SIZE_TOLERANCE = 1.5
@@ -33,6 +33,8 @@ class InferPlan:
     """Scenes whose header could not be read."""
     warnings: tuple[str, ...]
     """What a person should know and may have meant."""
+    squares: Squares | None = None
+    """Whose ground is whose, where squares of ground divide the scenes, which are predicted whole."""
 
     @property
     def windows(self) -> int:
@@ -65,6 +67,7 @@ def plan_inference(config: RunConfig, files: Sequence[str]) -> InferPlan:
         scenes=scenes,
         bad=catalogue.bad,
         warnings=(*doubts, *pixel_size_warnings(scenes, contract)),
+        squares=catalogue.squares,
     )
 
 

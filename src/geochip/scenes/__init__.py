@@ -10,16 +10,20 @@ from geochip.scenes.catalogue import (
 from geochip.scenes.find import describe_files, find_scenes
 from geochip.scenes.header import SetAside
 from geochip.scenes.reader import Scene, SceneError, SceneReader
+from geochip.scenes.regions import RECORD, PixelGrid, Squares
 from geochip.scenes.resample import resample
 from geochip.scenes.sources import aoi_path, label_path
 from geochip.scenes.table import catalogue_frame, corners
 
 __all__ = [
+    "RECORD",
     "Catalogue",
+    "PixelGrid",
     "Scene",
     "SceneError",
     "SceneReader",
     "SetAside",
+    "Squares",
     "aoi_path",
     "catalogue_frame",
     "corners",

@@ -70,7 +70,9 @@ def divide(described: Sequence[Scene | SetAside], config: RunConfig, ground: Gro
     """
     scenes = [item for item in described if isinstance(item, Scene)]
     outlines = (ground or ground_of(scenes)).outlines
-    split_of = dict(zip((scene.scene_id for scene in scenes), _assign(_squares(outlines, config), config), strict=True))
+    split_of = dict(
+        zip((scene.scene_id for scene in scenes), _assign(scenes, _squares(outlines, config), config), strict=True)
+    )
     close = _too_close(scenes, outlines, [split_of[scene.scene_id] for scene in scenes], config)
     if scenes and len(close) == sum(split == config.train.split for split in split_of.values()) > 0:
         raise DivisionError(
@@ -113,6 +115,15 @@ def recorded_division(described: Sequence[Scene | SetAside], config: RunConfig) 
             return None
         members[split].append(replace(item, split=split))
     return Division(members=tuple(item for split in members.values() for item in split), buffered=tuple(buffered))
+
+
+def in_words(scenes: Sequence[Scene]) -> str:
+    """What is divided: how many scenes, or which image of what size."""
+    if len(scenes) != 1:
+        return f"the {len(scenes)} scenes"
+    (scene,) = scenes
+    across, down = ((scene.pixel_size or 0.0) * side for side in (scene.width, scene.height))
+    return f"{scene.image} ({scene.width} x {scene.height} pixels, about {across:.3g} x {down:.3g} m)"
 
 
 def ground_of(scenes: Sequence[Scene]) -> Ground:
@@ -187,13 +198,13 @@ def _fractions(config: RunConfig) -> dict[str, float]:
     return {split: 0.8 if split == config.train.split else 0.2 / (len(splits) - 1) for split in splits}
 
 
-def _assign(squares: Sequence[Square], config: RunConfig) -> list[str]:
+def _assign(scenes: Sequence[Scene], squares: Sequence[Square], config: RunConfig) -> list[str]:
     """The split of each scene, by the square that it is in."""
     shares, held = shares_of(config), Counter(squares)
     if squares and len(held) < len(shares):
         raise DivisionError(
-            f"split.block: squares of {config.split.block:g} m put the {len(squares)} scenes into {len(held)} of them, "
-            f"too few for the {len(shares)} splits with a share"
+            f"split.block: squares of {config.split.block:g} m put {in_words(scenes)} into {len(held)} of them, too "
+            f"few for the {len(shares)} splits with a share"
         )
     owner = owners_of(held, config)
     return [owner[square] for square in squares]

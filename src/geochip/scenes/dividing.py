@@ -17,6 +17,7 @@ from geochip.scenes.blocks import (
     buffer_of,
     divide,
     ground_of,
+    in_words,
     owners_of,
     recorded_division,
     shares_of,
@@ -28,6 +29,8 @@ from geochip.scenes.regions import RECORD, Square, Squares, boxes_of, count_arou
 _MOST_SQUARES = 100_000
 # Sides of squares that are tried for a remedy: each so much smaller than the one before.
 _STEP = 0.8
+# The squares that are good to have in each split, and the chips that are good to have side by side in a square.
+_BLOCKS_EACH, _CHIPS_ACROSS = 4, 3
 # A square is taken for fitting when a window of this much less fits: borders may lie on pixels' edges.
 _INSET = 0.5
 
@@ -98,8 +101,8 @@ def _squares(scenes: Sequence[Scene], config: RunConfig, ground: Ground) -> Squa
     side, shares = config.split.block, shares_of(config)
     if sum(count_around(scene, ground.crs, side) for scene in scenes) > _MOST_SQUARES:
         raise DivisionError(
-            f"split.block: squares of {side:g} m divide {_of(scenes)} into more than {_MOST_SQUARES}, most of them "
-            "smaller than a chip"
+            f"split.block: squares of {side:g} m divide {in_words(scenes)} into more than {_MOST_SQUARES}, most of "
+            "them smaller than a chip"
         )
     areas: dict[Square, float] = {}
     roomy: set[Square] = set()
@@ -113,9 +116,9 @@ def _squares(scenes: Sequence[Scene], config: RunConfig, ground: Ground) -> Squa
                 roomy.add(square)
     if len(roomy) < len(shares):
         raise DivisionError(
-            f"split.block: squares of {side:g} m divide {_of(scenes)} into {len(areas)} blocks, of which {len(roomy)} "
-            f"have room for a chip of {config.chips.largest_window} pixels, too few for the {len(shares)} splits with "
-            "a share"
+            f"split.block: squares of {side:g} m divide {in_words(scenes)} into {len(areas)} blocks, of which "
+            f"{len(roomy)} have room for a chip of {config.chips.largest_window} pixels, too few for the {len(shares)} "
+            "splits with a share"
         )
     owner = owners_of({square: area for square, area in areas.items() if square in roomy}, config)
     home = config.train.split if config.train.split in shares else next(iter(shares))
@@ -232,15 +235,6 @@ def _left_out(scene: Scene, squares: Squares) -> SetAside:
     )
 
 
-def _of(scenes: Sequence[Scene]) -> str:
-    """What is divided, in words."""
-    if len(scenes) > 1:
-        return f"the {len(scenes)} scenes"
-    (scene,) = scenes
-    metres = [(scene.pixel_size or 0.0) * side for side in (scene.width, scene.height)]
-    return f"{scene.image} ({scene.width} x {scene.height} pixels, about {metres[0]:.4g} x {metres[1]:.4g} m)"
-
-
 def _remedy(described: Described, config: RunConfig, ground: Ground) -> str:
     """What to change; each of these settings was tried, and gives a division."""
     split = config.split
@@ -279,15 +273,23 @@ def _smaller_chips(described: Described, config: RunConfig, ground: Ground) -> I
 
 
 def _sides(described: Described, config: RunConfig, ground: Ground) -> list[float]:
-    """Sides of squares that are worth a trial, those first that are most like the configured one."""
+    """Sides of squares that are worth a trial, the best first.
+
+    Those are the ones most like the configured side where whole scenes are to be divided. An image is best cut into
+    some squares for each split, in which a few chips lie side by side.
+    """
     scenes = [item for item in described if isinstance(item, Scene)]
     west, south, east, north = shapely.total_bounds(ground.outlines)
-    smallest = config.chips.largest_window * min(scene.pixel_size or 1.0 for scene in scenes)
+    chip = config.chips.largest_window * min(scene.pixel_size or 1.0 for scene in scenes)
+    best, shares = config.split.block, shares_of(config)
+    if _divides_scenes(config, ground) or len(scenes) < len(shares):
+        squares = _BLOCKS_EACH / min(shares.values())
+        best = max(np.sqrt((east - west) * (north - south) / squares), _CHIPS_ACROSS * chip)
     side, sides = max(east - west, north - south), list[float]()
-    while side > smallest:
+    while side > chip:
         sides.append(float(f"{side:.2g}"))
         side *= _STEP
-    return sorted(sides, key=lambda one: abs(np.log(one / config.split.block)))
+    return sorted(sides, key=lambda one: abs(np.log(one / best)))
 
 
 def _that_do(described: Described, config: RunConfig, ground: Ground, sides: Collection[float]) -> Iterator[float]:

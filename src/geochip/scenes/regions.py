@@ -101,6 +101,12 @@ class Squares:
             found.setdefault(self._owner.get(square, self.home), []).append(square)
         return found
 
+    def count(self, grid: PixelGrid, split: str) -> int:
+        """How many of a split's squares have pixels of a scene."""
+        polygons = pixel_polygons(grid, self.crs, self._boxes(self.inside(grid).get(split, [])))
+        parts = shapely.intersection(polygons, shapely.box(0, 0, grid.width, grid.height))
+        return int(np.count_nonzero(shapely.area(parts)))
+
     def region(self, grid: PixelGrid, split: str, *, buffered: bool = False) -> shapely.Geometry | None:
         """The part of a scene that belongs to a split.
 
