@@ -186,7 +186,9 @@ def _grid(chips: ChipsConfig, height: int, width: int, ground: _Ground) -> _Boxe
         if ground.in_parts:
             x0, y0, x1, y1 = shapely.bounds(part).tolist()
             top, left, bottom, right = math.ceil(y0), math.ceil(x0), math.floor(y1), math.floor(x1)
-        if bottom <= top or right <= left:
+        # A part that is smaller than a window has none, unless that may hang over the scene's edge, or must.
+        least = 1 if chips.edge == "pad" else chips.size
+        if bottom - top < min(least, height) or right - left < min(least, width):
             continue
         for one in grid_windows(bottom - top, right - left, chips.size, chips.stride or chips.size, chips.edge):
             found.append((one.row_off + top, one.col_off + left, one.height))  # noqa: PERF401

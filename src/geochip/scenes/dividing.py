@@ -26,7 +26,9 @@ from geochip.scenes.header import SetAside
 from geochip.scenes.reader import Scene
 from geochip.scenes.regions import RECORD, Square, Squares, boxes_of, count_around, pixel_polygons, squares_around
 
-_MOST_SQUARES = 100_000
+_MOST_SQUARES = 200_000
+# Pixels need not be square, nor as large everywhere: squares so much narrower than a chip have no room for it.
+_NARROW = 0.5
 # Sides of squares that are tried for a remedy: each so much smaller than the one before.
 _STEP = 0.8
 # The squares that are good to have in each split, and the chips that are good to have side by side in a square.
@@ -99,10 +101,14 @@ def _divides_scenes(config: RunConfig, ground: Ground) -> bool:
 def _squares(scenes: Sequence[Scene], config: RunConfig, ground: Ground) -> Squares:
     """Give each square with ground of some scene to a split, by that ground's area."""
     side, shares = config.split.block, shares_of(config)
-    if sum(count_around(scene, ground.crs, side) for scene in scenes) > _MOST_SQUARES:
+    count = sum(count_around(scene, ground.crs, side) for scene in scenes)
+    if all(side < _NARROW * ground.scale * _metres_of_window(scene, config) for scene in scenes):
+        # Sooner told than cut into a million pieces.
+        raise _no_room(scenes, config, count, 0)
+    if count > _MOST_SQUARES:
         raise DivisionError(
-            f"split.block: squares of {side:g} m divide {in_words(scenes)} into more than {_MOST_SQUARES}, most of "
-            "them smaller than a chip"
+            f"split.block: squares of {side:g} m divide {in_words(scenes)} into {count} blocks, of which geochip takes "
+            f"at most {_MOST_SQUARES}"
         )
     areas: dict[Square, float] = {}
     roomy: set[Square] = set()
@@ -115,11 +121,7 @@ def _squares(scenes: Sequence[Scene], config: RunConfig, ground: Ground) -> Squa
             if fits:
                 roomy.add(square)
     if len(roomy) < len(shares):
-        raise DivisionError(
-            f"split.block: squares of {side:g} m divide {in_words(scenes)} into {len(areas)} blocks, of which "
-            f"{len(roomy)} have room for a chip of {config.chips.largest_window} pixels, too few for the {len(shares)} "
-            "splits with a share"
-        )
+        raise _no_room(scenes, config, len(areas), len(roomy))
     owner = owners_of({square: area for square, area in areas.items() if square in roomy}, config)
     home = config.train.split if config.train.split in shares else next(iter(shares))
     owners: dict[str, list[Square]] = {split: [] for split in shares}
@@ -131,6 +133,18 @@ def _squares(scenes: Sequence[Scene], config: RunConfig, ground: Ground) -> Squa
     rounding = max(scene.pixel_size or 0.0 for scene in scenes)
     apart = (buffer + rounding) * ground.scale if buffer else 0.0
     return Squares(crs=ground.crs, side=side, home=home, apart=apart, owners=owners)
+
+
+def _no_room(scenes: Sequence[Scene], config: RunConfig, blocks: int, roomy: int) -> DivisionError:
+    return DivisionError(
+        f"split.block: squares of {config.split.block:g} m divide {in_words(scenes)} into {blocks} blocks, of which "
+        f"{roomy} have room for a chip of {config.chips.largest_window} pixels, too few for the "
+        f"{len(shares_of(config))} splits with a share"
+    )
+
+
+def _metres_of_window(scene: Scene, config: RunConfig) -> float:
+    return min(_window_of(scene, config)) * (scene.pixel_size or 0.0)
 
 
 def _pieces(scene: Scene, crs: str, side: float) -> tuple[list[Square], npt.NDArray[np.object_]]:
