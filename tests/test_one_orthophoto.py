@@ -261,5 +261,5 @@ def test_dry_run_and_doctor_say_what_each_split_gets(tmp_path, data, capsys):
     test = (data == "test").sum() * 0.25 / 1e6
     assert f" in test ({test:.3g} km² to cut from)" in line
     found = scenes(Case(config=config_of(tmp_path)))
-    assert [(one.level, one.text) for one in found if one.what == "splits"][0] == ("ok", line)
+    assert next((one.level, one.text) for one in found if one.what == "splits") == ("ok", line)
     assert any(one.text.startswith("1 scene below ") for one in found)
