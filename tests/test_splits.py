@@ -199,14 +199,14 @@ ERRORS_OF_BLOCKS = {
     "no CRS": (
         [*lattice(1, 3, 100), record("x", 0, 0, crs=None), record("y", 0, 0, crs=None)],
         {},
-        "split.by: blocks needs to know where each scene lies, and x.tif has no CRS, nor have 1 others; assign one "
+        "split.by: blocks needs to know where each scene lies, and x.tif has no CRS, nor have 1 others; assign one to the image "
         "(gdal_edit.py -a_srs), or divide the scenes by split.by: manifest, or one large image by an area of interest for "
         "each split (chips.aoi with {split} in it)",
     ),
     "a local grid": (
         [record("x", 0, 0, crs='LOCAL_CS["site",UNIT["metre",1],AXIS["E",EAST],AXIS["N",NORTH]]')],
         {},
-        "split.by: blocks needs to know where each scene lies, and x.tif is on a local grid; assign one "
+        "split.by: blocks needs to know where each scene lies, and x.tif is on a local grid; assign one to the image "
         "(gdal_edit.py -a_srs), or divide the scenes by split.by: manifest, or one large image by an area of interest for "
         "each split (chips.aoi with {split} in it)",
     ),

@@ -397,8 +397,8 @@ def test_places_that_cannot_be_written(chips, tmp_path):
         "model": {},
         "optimizer": {},
     }
-    checkpoint = train_ddp.Checkpoint(epoch=3, step=1, **nothing)
-    with pytest.raises(WorkError, match=r"the checkpoint of epoch 3 in .* could not be written: .*; mend that and run"):
+    checkpoint = train_ddp.Checkpoint(epoch=0, step=0, **nothing)
+    with pytest.raises(WorkError, match=r"the checkpoint of epoch 0 in .* could not be written: .*; mend that and run"):
         write_checkpoint(tmp_path / "file" / "train", checkpoint, Ranks())
 
 

@@ -1,5 +1,6 @@
 """What is known of a chipping run before its first byte is written: scenes, faults, plan, overlaps."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,9 +14,24 @@ from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError
 from geochip.labels import Grid, LabelError, label_crs, read_aoi
 from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, places_in, plan_chips, windows_in
-from geochip.scenes import Catalogue, Scene, Squares, aoi_path, find_scenes, odd_ones, set_aside
-from geochip.store import SplitResult, make_header, read_header
+from geochip.sampling import wanted_of
+from geochip.scenes import (
+    Catalogue,
+    Outputs,
+    Scene,
+    Squares,
+    aoi_path,
+    find_scenes,
+    odd_ones,
+    refuse_overwriting,
+    set_aside,
+    without_crs,
+)
+from geochip.store import SplitResult, journal_path, make_header, read_header
 from geochip.windows import Window
+
+# Of one scene: a worker lists them all, at some hundred bytes each.
+_MOST_WINDOWS = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +61,8 @@ def prepare(config: RunConfig) -> Prepared:
         InputError: when no scene can be used; see `find_scenes`.
     """
     found = find_scenes(config)
+    refuse_overwriting(config, found, outputs_of(config))
+    found = set_aside(found, [(scene, fault) for scene in found.scenes if (fault := size_fault(scene, config))])
     scenes = {(scene.split, scene.scene_id): scene for scene in found.scenes}
     aois, faults, uncertain = label_faults(scenes, config)
     catalogue = set_aside(found, [(scenes[name], fault) for name, fault in faults.items()])
@@ -107,6 +125,37 @@ def require_grid_windows(plan: ChipPlan, squares: Squares) -> None:
         )
 
 
+def size_fault(scene: Scene, config: RunConfig) -> str | None:
+    """Why a scene has room for more windows than memory has; None when it has not."""
+    chips = config.chips
+    wanted = wanted_of(chips, height=scene.height, width=scene.width)
+    if chips.method == "grid":
+        stride = chips.stride or chips.size
+        wanted = math.prod(-(-max(length - chips.size, 0) // stride) + 1 for length in (scene.height, scene.width))
+    if wanted <= _MOST_WINDOWS:
+        return None
+    return (
+        f"{scene.image} has {scene.height} x {scene.width} pixels, of which {wanted} chips are asked for, and one "
+        f"scene may give {_MOST_WINDOWS}; ask for fewer (chips.stride, chips.per_area, chips.method random), or divide "
+        "the image (gdal_translate -srcwin)"
+    )
+
+
+def outputs_of(config: RunConfig) -> Outputs:
+    """What chipping writes."""
+    store = config.chip_store
+    return Outputs(
+        option="chips.store" if config.chips.store else "run_dir",
+        remedy="choose another --chips.store" if config.chips.store else "choose another run_dir, or set --chips.store",
+        files={
+            config.catalogue_path: "the table of scenes",
+            config.chip_table_path: "the table of chips",
+            journal_path(store): "the journal",
+        },
+        stores=(store, store.with_name(f"{store.name}.creating"), store.with_name(f"{store.name}.labels")),
+    )
+
+
 def label_faults(
     scenes: Mapping[Name, Scene], config: RunConfig
 ) -> tuple[dict[Name, shapely.Geometry], dict[Name, str], frozenset[Name]]:
@@ -123,7 +172,7 @@ def label_faults(
             aois[name] = read_aoi(str(path), grid_of(scene))
         except LabelError as error:
             uncertain.add(name)
-            faults[name] = f"chips.aoi: {str(error).removeprefix('label ')}"
+            faults[name] = str(error)
     return aois, faults, frozenset(uncertain)
 
 
@@ -145,9 +194,10 @@ def label_fault(scene: Scene) -> str | None:
     except LabelError as error:
         return str(error)
     if scene.crs is None and declared is not None:
+        reason, remedy = without_crs(scene)
         return (
-            f"{scene.image} has no CRS while label {scene.label} is in {declared.to_string()}, so nothing tells where "
-            "the label lies on the image; assign one to the image (gdal_edit.py -a_srs)"
+            f"{reason} while label {scene.label} is in {declared.to_string()}, so nothing tells where the label lies "
+            f"on the image; {remedy}"
         )
     return None
 

@@ -11,7 +11,7 @@ import shapely
 from geochip.config import RunConfig
 from geochip.plan import ChipPlan, SplitPlan
 from geochip.progress import counted
-from geochip.scenes import Catalogue, SetAside, settle_bad_scenes
+from geochip.scenes import Catalogue, SetAside, notice_lines, settle_bad_scenes
 from geochip.statistics import PERCENTILES, BandStatistics
 from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, SplitResult
 
@@ -65,17 +65,21 @@ def megabytes(size: float) -> str:
 
 def describe_plan(plan: ChipPlan, catalogue: Catalogue, config: RunConfig, expected: Estimate) -> None:
     """Print what is going to be done."""
+    for text in catalogue.near:
+        print(f"warning: {text}")
     for item in [*catalogue.unlabelled, *catalogue.buffered]:
         print(f"left out: {item}")
     for item in catalogue.bad:
         print(f"set aside: {item}")
+    for line in notice_lines(catalogue.scenes):
+        print(line)
     cramped = [one for split in plan.splits for one in split.scenes if one.usable and one.places < one.wanted]
     for one in cramped[:_NAMED]:
         print(f"scene {one.scene_id} ({one.split}): room for {one.places} of {one.wanted} different windows")
     if len(cramped) > _NAMED:
         print(f"... and {counted(len(cramped) - _NAMED, 'more scene')} with room for fewer windows than were asked for")
-    if (line := describe_squares(catalogue)) is not None:
-        print(line)
+    if (division := describe_squares(catalogue)) is not None:
+        print(division)
     size = config.chips.size
     counts = ", ".join(f"{split.chips} in {split.split}" for split in plan.splits)
     print(f"{counted(plan.images, 'scene')}, {counted(plan.chips, 'chip')} of {size} x {size} ({counts})")

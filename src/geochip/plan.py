@@ -248,6 +248,9 @@ def chips_depend_on(
     """
     data, chips = config.data, config.chips
     settings = {f"data.{name}": getattr(data, name) for name in ("splits", "bands", "classes")}
+    if data.alpha != "mask":
+        # Stores that were made before there was such a key hold nothing of it.
+        settings["data.alpha"] = data.alpha
     settings |= {f"labels.{name}": value for name, value in asdict(config.labels).items()}
     settings |= {f"chips.{name}": value for name, value in asdict(chips).items()}
     # An overlap that is allowed changes no chip.

@@ -74,7 +74,8 @@ class RasterLabel:
         )
         if not _same_pixels(found, grid):
             raise LabelError(
-                f"label {self._path} does not have its image's pixels: it has {_described(found)}; the image has "
+                f"label {self._path} does not have its image's pixels: it has {_described(found)}"
+                f"{_unused_points(dataset)}; the image has "
                 f"{_described(grid)}; resample it onto those (gdalwarp -r near -t_srs -te -ts)"
             )
 
@@ -164,6 +165,12 @@ def _same_pixels(one: Grid, other: Grid) -> bool:
     if np.abs(there - corners).max() > _SAME:
         return False
     return one.crs is None or other.crs is None or same_crs(json.dumps(one.crs), json.dumps(other.crs))
+
+
+def _unused_points(dataset: Any) -> str:
+    """What else relates a label to the earth, and is not used."""
+    points, _ = dataset.gcps
+    return f" and {len(points)} ground control points, which geochip does not use" if points else ""
 
 
 def _described(grid: Grid) -> str:

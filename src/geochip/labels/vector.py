@@ -28,6 +28,7 @@ from geochip.labels.grid import (
     pixel_transform,
     whole_window,
 )
+from geochip.names import composed, for_ogr
 from geochip.windows import Window
 
 Geometries = npt.NDArray[Any]
@@ -107,6 +108,14 @@ def read_aoi(path: str, grid: Grid) -> shapely.Geometry:
     Raises:
         LabelError: when the file cannot be read, holds no polygon, or does not fit the scene's CRS.
     """
+    try:
+        return _area(path, grid)
+    except LabelError as error:
+        raise LabelError(f"chips.aoi: {str(error).removeprefix('label ')}") from None
+
+
+def _area(path: str, grid: Grid) -> shapely.Geometry:
+    """What `read_aoi` returns; its errors speak of a label."""
     found = _read(path, None, lambda crs: [extent(grid, whole_window(grid), crs, 0)])
     parts, _ = _simple_parts(found.geometries[~shapely.is_missing(found.geometries)])
     parts = parts[shapely.get_type_id(parts) == _POLYGON]
@@ -151,7 +160,7 @@ def _read(path: str, column: str | None, areas: Areas) -> _Found:
             warnings.simplefilter("ignore")
             if Path(path).stat().st_size < _FILTERED_BYTES:
                 return _read_within(path, column, None)
-            of_gdal = None if is_geojson(path) else pyogrio.read_info(path)["crs"]
+            of_gdal = None if is_geojson(path) else pyogrio.read_info(for_ogr(path))["crs"]
             wanted = areas(declared_crs(path, of_gdal))
             known = [one for one in wanted if one is not None]
             if len(known) < len(wanted):
@@ -164,7 +173,7 @@ def _read(path: str, column: str | None, areas: Areas) -> _Found:
             found = parts[0] if len(parts) == 1 else _joined(parts)
             if not len(found.geometries):
                 # None is near: whether coordinates are of the declared CRS at all, the others tell.
-                bounds = pyogrio.read_info(path, force_total_bounds=True)["total_bounds"]
+                bounds = pyogrio.read_info(for_ogr(path), force_total_bounds=True)["total_bounds"]
                 found = dataclasses.replace(found, bounds=bounds)
             return found
     except FileNotFoundError as error:
@@ -176,8 +185,11 @@ def _read(path: str, column: str | None, areas: Areas) -> _Found:
 
 
 def _read_within(path: str, column: str | None, bounds: Bounds | None) -> _Found:
+    column = _as_spelt(path, column)
     wanted = [*([column] if column else []), *([ORDER] if Path(path).suffix == INDEX_SUFFIX else [])]
-    meta, fids, wkb, fields = pyogrio.raw.read(path, columns=wanted, bbox=bounds, return_fids=bounds is not None)
+    meta, fids, wkb, fields = pyogrio.raw.read(
+        for_ogr(path), columns=wanted, bbox=bounds, return_fids=bounds is not None
+    )
     if wkb is None:
         raise LabelError(f"label {path} holds no geometries; it must be a vector file such as GeoJSON")
     geometries = shapely.from_wkb(wkb)
@@ -194,11 +206,19 @@ def _read_within(path: str, column: str | None, bounds: Bounds | None) -> _Found
     return _Found(
         geometries=geometries,
         column=values,
-        columns=tuple(name for name in pyogrio.read_info(path)["fields"] if name != ORDER) if missing else (),
+        columns=tuple(name for name in pyogrio.read_info(for_ogr(path))["fields"] if name != ORDER) if missing else (),
         numbers=numbers,
         crs=declared_crs(path, meta["crs"]),
         filtered=bounds is not None,
     )
+
+
+def _as_spelt(path: str, column: str | None) -> str | None:
+    """A property's name as the file has it, which may be composed otherwise than the run file's."""
+    if column is None or column.isascii():
+        return column
+    names = pyogrio.read_info(for_ogr(path))["fields"].tolist()
+    return next((name for name in names if composed(name) == composed(column)), column)
 
 
 def _joined(parts: Sequence[_Found]) -> _Found:

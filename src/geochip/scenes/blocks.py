@@ -20,7 +20,7 @@ import shapely
 
 from geochip.config import RunConfig
 from geochip.errors import InputError
-from geochip.scenes.header import SetAside
+from geochip.scenes.header import SetAside, without_crs
 from geochip.scenes.reader import Scene
 from geochip.scenes.regions import Square, Squares
 from geochip.scenes.table import footprint
@@ -134,12 +134,14 @@ def ground_of(scenes: Sequence[Scene]) -> Ground:
     """
     polygons = [footprint(scene) for scene in scenes]
     if lost := [scene for scene, polygon in zip(scenes, polygons, strict=True) if polygon is None]:
+        reason, remedy = without_crs(lost[0])
+        if lost[0].crs is not None:
+            reason = f"{lost[0].image} is on a local grid"
         raise InputError(
-            f"split.by: blocks needs to know where each scene lies, and {lost[0].image} "
-            f"{'has no CRS' if lost[0].crs is None else 'is on a local grid'}"
-            f"{f', nor have {len(lost) - 1} others' if len(lost) > 1 else ''}; assign one (gdal_edit.py -a_srs), or "
-            "divide the scenes by split.by: manifest, or one large image by an area of interest for each split "
-            "(chips.aoi with {split} in it)"
+            f"split.by: blocks needs to know where each scene lies, and {reason}"
+            f"{f', nor have {len(lost) - 1} others' if len(lost) > 1 else ''}; {remedy}, or divide the scenes by "
+            "split.by: manifest, or one large image by an area of interest for each split (chips.aoi with {split} in "
+            "it)"
         )
     if not scenes:
         return Ground(crs="", outlines=np.array([], object), scale=1.0)

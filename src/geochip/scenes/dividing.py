@@ -59,16 +59,36 @@ def division_of(described: Described, config: RunConfig) -> Division:
         raise InputError(f"{error}; {_remedy(described, config, ground)}") from None
 
 
+def recorded_squares(config: RunConfig) -> Squares | None:
+    """The squares that divide the scenes of the chip store; None without a store, and where every scene is whole.
+
+    Raises:
+        DamagedError: when their record cannot be read.
+    """
+    table = _catalogue_of_store(config)
+    return None if table is None else _squares_in(table, config)
+
+
+def _catalogue_of_store(config: RunConfig) -> pd.DataFrame | None:
+    if not (config.chip_store.is_dir() and config.catalogue_path.is_file()):
+        return None
+    return pd.read_parquet(config.catalogue_path, columns=["scene_id", "split", "status"])
+
+
+def _squares_in(table: pd.DataFrame, config: RunConfig) -> Squares | None:
+    if RECORD not in table.attrs:
+        return None
+    remedy = f"remove it and {config.chip_store}, and run geochip.chipping again"
+    return Squares.from_json(table.attrs[RECORD], f"{config.catalogue_path} ({RECORD})", remedy)
+
+
 def _recorded(described: Described, config: RunConfig) -> Division | None:
     """The division that the chip store was made with; None without a store."""
-    path = config.catalogue_path
-    if not (config.chip_store.is_dir() and path.is_file()):
+    table = _catalogue_of_store(config)
+    if table is None:
         return None
-    table = pd.read_parquet(path, columns=["scene_id", "split", "status"])
-    if RECORD not in table.attrs:
+    if (squares := _squares_in(table, config)) is None:
         return recorded_division(described, config)
-    remedy = f"remove it and {config.chip_store}, and run geochip.chipping again"
-    squares = Squares.from_json(table.attrs[RECORD], f"{path} ({RECORD})", remedy)
     if not set(squares.owners) <= set(config.data.splits):
         # Of a store with other splits, which whoever opens it will be told.
         return None

@@ -70,14 +70,17 @@ def catalogue_frame(catalogue: Catalogue) -> gpd.GeoDataFrame:
     the part, and the table's `attrs["squares"]` say whose ground is whose.
 
     Columns: the fields of `Scene` as far as they are numbers or text, `status` ("ok", "unlabelled", "buffered" or
-    "bad") and `reason`. Scenes without a CRS, and those set aside, have no geometry.
+    "bad") and `reason`; `notices`, the texts of what was told of it. Scenes without a CRS, and those set aside, have no
+    geometry.
     """
     rows: list[dict[str, Any]] = []
     for scene in catalogue.scenes:
         row = asdict(scene) | {"status": "ok", "reason": "", "geometry": footprint(scene)}
         row |= {"bands": ",".join(map(str, scene.bands)), "band_names": ",".join(scene.band_names)}
+        row |= {"band_nodata": ",".join(map(str, scene.band_nodata))}
+        row |= {"notices": "; ".join(notice.text for notice in scene.notices)}
         # When files were written is nothing to see on a map, and makes no other table.
-        del row["image_stamp"], row["region"]
+        del row["image_stamp"], row["unused_georeference"], row["region"]
         row |= {"transform": ",".join(repr(value) for value in scene.transform[:6]), "stack": ",".join(scene.stack)}
         rows.append(row)
     left_out = {"unlabelled": catalogue.unlabelled, "buffered": catalogue.buffered, "bad": catalogue.bad}
