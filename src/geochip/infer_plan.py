@@ -319,4 +319,6 @@ def predictions_depend_on(plan: InferPlan) -> tuple[dict[str, Any], dict[str, di
         "infer.block": plan.config.infer.block,
         "infer.probability": plan.config.infer.probability,
     }
-    return settings, {scene.scene_id: scene_digest(scene, with_label=False) for scene in plan.scenes}
+    # The prediction of a scene that is divided is the same for each of its splits.
+    scenes = plan.scenes if plan.squares is None else [replace(scene, split="") for scene in plan.scenes]
+    return settings, {scene.scene_id: scene_digest(scene, with_label=False) for scene in scenes}
