@@ -14,12 +14,13 @@ from geochip.chip_placement import Missed, grid_of, missed_by_areas, missed_by_l
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError
 from geochip.labels import LabelError, label_crs, read_aoi
-from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, plan_chips
-from geochip.sampling import candidates_of, places_of, wanted_of
+from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, places_in, plan_chips, windows_in
+from geochip.sampling import wanted_of
 from geochip.scenes import (
     Catalogue,
     Outputs,
     Scene,
+    Squares,
     aoi_path,
     find_scenes,
     odd_ones,
@@ -91,6 +92,8 @@ def prepare(config: RunConfig) -> Prepared:
             "chips.aoi, chips.edge: no scene has room for a chip; choose a smaller chips.size, another chips.edge, or "
             "chips.aoi_within false"
         )
+    if found.squares is not None and config.chips.method == "grid" and config.chips.aoi is None:
+        require_grid_windows(plan, found.squares)
     if layout is None:
         first, nodata = catalogue.scenes[0], [one.nodata for one in scenes.values() if one.nodata is not None]
         layout = {
@@ -102,7 +105,8 @@ def prepare(config: RunConfig) -> Prepared:
             "nodata": str(nodata[0]) if nodata else None,
         }
     places = {one.name: one.places for split in plan.splits for one in split.scenes if one.reserved}
-    header = make_header(*chips_depend_on(plan, config), places=places, layout=layout)
+    divided = found.squares is not None
+    header = make_header(*chips_depend_on(plan, config, divided=divided), places=places, layout=layout)
     overlap = None
     if not config.chips.depend_on_content:
         overlap = audit_overlap(plan, config.train.split, lambda scene: planned_windows(scene, config))
@@ -115,6 +119,16 @@ def prepare(config: RunConfig) -> Prepared:
         nodata=None if layout["nodata"] is None else float(layout["nodata"]),
         missed=missed,
     )
+
+
+def require_grid_windows(plan: ChipPlan, squares: Squares) -> None:
+    """Raise `InputError` when the grid has no window in any block of a split, as in one that is turned."""
+    chips = {split.split: split.chips for split in plan.splits}
+    if empty := [split for split in squares.owners if not chips.get(split)]:
+        raise InputError(
+            f"chips.method: no window of the grid lies inside the blocks of {' and '.join(empty)}, which are "
+            f"{squares.side:g} m wide; choose chips.method random, a smaller chips.stride or a larger split.block"
+        )
 
 
 def size_fault(scene: Scene, config: RunConfig) -> str | None:
@@ -193,10 +207,7 @@ def planned_windows(planned: PlannedScene, config: RunConfig) -> list[Window]:
     """The windows of a scene where what pixels hold does not decide."""
     scene = planned.scene
     assert scene is not None
-    candidates = candidates_of(
-        config.chips, scene_id=scene.scene_id, height=scene.height, width=scene.width, aoi=planned.aoi
-    )
-    return [place[0] for place in candidates[: planned.places]]
+    return [place[0] for place in windows_in(config.chips, scene, planned.aoi)[: planned.places]]
 
 
 def judge_overlap(overlap: Overlap, config: RunConfig, error: type[InputError] | type[WorkError] = InputError) -> None:
@@ -280,7 +291,5 @@ def windows_without_place(ready: Prepared, config: RunConfig) -> int:
     for split in ready.plan.splits:
         for one in split.scenes:
             if one.reserved and one.scene is not None:
-                height, width = one.scene.height, one.scene.width
-                wanted = places_of(config.chips, scene_id=one.scene_id, height=height, width=width, aoi=one.aoi)
-                count += max(0, wanted - one.places)
+                count += max(0, places_in(config.chips, one.scene, one.aoi) - one.places)
     return count

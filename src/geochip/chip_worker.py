@@ -20,8 +20,8 @@ from geochip.cluster import make_way
 from geochip.config import IGNORE, ChipsConfig
 from geochip.errors import WorkError
 from geochip.labels import Grid, LabelError, LabelRules, SceneLabel
-from geochip.plan import ChipTask, Cut, PlannedScene
-from geochip.sampling import candidates_of, scene_generator
+from geochip.plan import ChipTask, Cut, PlannedScene, windows_in
+from geochip.sampling import scene_generator
 from geochip.scenes import Scene, SceneError, SceneReader
 from geochip.statistics import BandCounter
 from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, ChipStore, shard_files, sync_shard, write_shard
@@ -254,9 +254,7 @@ class _Shard:
         scene, chips = cut.scene.scene, self.job.chips
         assert scene is not None
         assert scene.label is not None
-        places = candidates_of(
-            chips, scene_id=scene.scene_id, height=scene.height, width=scene.width, aoi=cut.scene.aoi
-        )[cut.first : cut.stop]
+        places = windows_in(chips, scene, cut.scene.aoi)[cut.first : cut.stop]
         windows = [window for candidates in places for window in candidates]
         if not windows:
             self.status[at : at + cut.stop - cut.first] = CHIP_DROPPED
@@ -328,7 +326,8 @@ class _Shard:
         chips = self.job.chips
         if not chips.target_classes:
             return True
-        return scene_generator(chips.seed, f"{planned.scene_id}/negatives/{place}").random() < chips.negative_rate
+        assert planned.scene is not None
+        return scene_generator(chips.seed, f"{planned.scene.draws_as}/negatives/{place}").random() < chips.negative_rate
 
     def _targets(self, label_hw: npt.NDArray[np.uint8]) -> int:
         """Number of pixels of the wanted classes."""

@@ -2,7 +2,8 @@
 
     python -m geochip.evaluate --config run.yaml
 
-Every scene's label is drawn on the scene's own pixels and counted against its predicted classes, block by block.
+Every scene's label is drawn on the scene's own pixels and counted against its predicted classes, block by block. Of a
+scene that squares of ground divide, the pixels of infer.split's squares are counted and no others.
 eval.json has what Raster Vision's has, in the same places, and more.
 """
 
@@ -15,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import shapely
-from affine import Affine
 from rich.markup import escape
 from rich.table import Table
 
 import geochip
 from geochip.config import DataConfig, RunConfig
 from geochip.errors import DamagedError, InputError, WorkError, run_command
+from geochip.evaluate_ground import Part, blocks_counted, describe_blocks, find_parts, grid_of, squares_of
 from geochip.files import is_there, make_directory, write_durably
 from geochip.labels import (
     Grid,
@@ -41,6 +42,7 @@ from geochip.run_file import parse_run_config
 from geochip.scenes import (
     Outputs,
     SetAside,
+    Squares,
     aoi_path,
     label_path,
     labels_of_stranger,
@@ -72,7 +74,9 @@ def main(argv: Sequence[str]) -> None:
     refuse_eval_over_input(config, labels)
     require_met(store, labels)
     make_directory(config.eval_path.parent, "run_dir")
-    confusions, bad = count(store, labels, config)
+    squares = squares_of(store, config)
+    parts = find_parts(store, labels, squares, config)
+    confusions, bad = count(store, labels, parts, config)
     if confusions and not any(one.any() for one in confusions.values()):
         raise WorkError(
             f"none of {counted(len(confusions), 'scene')} has a pixel with a prediction and a label, so that there is "
@@ -81,9 +85,11 @@ def main(argv: Sequence[str]) -> None:
     for item in unlabelled:
         print(f"left out: {item}")
     if confusions:
-        document = evaluation(store, confusions, [*unlabelled, *bad])
+        document = evaluation(store, confusions, parts, squares, [*unlabelled, *bad])
         write_durably(config.eval_path, json.dumps(document, indent=2, allow_nan=False).encode())
         show(store.class_names, confusions)
+        if document["blocks"] is not None:
+            print(describe_blocks(document["blocks"]))
         print(f"scores: {config.eval_path}")
     elif bad:
         listed = "\n".join(str(item) for item in bad)
@@ -192,13 +198,8 @@ def place_of(scene: PredictedScene, truth: Truth) -> Placed:
     return Placed(path=str(truth.label), image=scene.scene_id, grid=grid_of(scene))
 
 
-def grid_of(scene: PredictedScene) -> Grid:
-    """The pixel grid of a predicted scene, for its label."""
-    return Grid(height=scene.height, width=scene.width, transform=Affine(*scene.transform), crs=scene.crs or None)
-
-
 def count(
-    store: PredictionStore, labels: Mapping[str, Truth], config: RunConfig
+    store: PredictionStore, labels: Mapping[str, Truth], parts: Mapping[str, Part], config: RunConfig
 ) -> tuple[dict[str, Confusion], list[SetAside]]:
     """Count each labelled scene's pixels.
 
@@ -219,7 +220,7 @@ def count(
                 bad.append(_aside(scene, truth.label, reason))
             else:
                 try:
-                    confusions[scene_id], met = confusion_of_scene(store, scene, truth, config)
+                    confusions[scene_id], met = confusion_of_scene(store, scene, truth, parts[scene_id], config)
                     if not met:
                         missed[scene_id] = describe_miss(place_of(scene, truth))
                 except (LabelError, DamagedError) as error:
@@ -236,9 +237,16 @@ def count(
 
 
 def confusion_of_scene(
-    store: PredictionStore, scene: PredictedScene, truth: Truth, config: RunConfig
+    store: PredictionStore, scene: PredictedScene, truth: Truth, part: Part, config: RunConfig
 ) -> tuple[Confusion, bool]:
     """Count one scene's pixels, block by block; pixels without data and outside of chips.aoi are left out.
+
+    Args:
+        store: the predictions.
+        scene: the scene.
+        truth: its label.
+        part: what to count of it.
+        config: how labels are drawn.
 
     Returns:
         The counts, and whether a feature of the label meets the scene, if it has any.
@@ -248,16 +256,21 @@ def confusion_of_scene(
     """
     grid = grid_of(scene)
     rules = LabelRules(classes=config.data.classes, labels=config.labels)
-    area = _area_of_interest(config, scene, truth, grid)
+    ground = part.region
+    if (area := _area_of_interest(config, scene, part.split or truth.split, grid)) is not None:
+        ground = area if ground is None else shapely.intersection(ground, area)
     classes = len(store.class_names)
     total = np.zeros((classes, classes), np.int64)
-    with SceneLabel(str(truth.label), grid, rules, aoi=area) as scene_label:
+    with SceneLabel(str(truth.label), grid, rules, aoi=ground) as scene_label:
         for block in blocks(scene.height, scene.width, store.block):
+            place = shapely.box(block.col_off, block.row_off, block.col_stop, block.row_stop)
+            if ground is not None and not shapely.intersects(ground, place):
+                continue
             total += confusion_matrix(scene_label.read(block), store.read(scene, block), classes)
         return total, not scene_label.missed
 
 
-def _area_of_interest(config: RunConfig, scene: PredictedScene, truth: Truth, grid: Grid) -> shapely.Geometry | None:
+def _area_of_interest(config: RunConfig, scene: PredictedScene, split: str, grid: Grid) -> shapely.Geometry | None:
     """The area in which a scene is compared, in its pixels; None: everywhere.
 
     Raises:
@@ -265,20 +278,24 @@ def _area_of_interest(config: RunConfig, scene: PredictedScene, truth: Truth, gr
     """
     if config.chips.aoi is None:
         return None
-    if "{split}" in config.chips.aoi and not truth.split:
+    if "{split}" in config.chips.aoi and not split:
         raise LabelError(
             f"chips.aoi ({config.chips.aoi}) has an area for each split, and the scene belongs to none; give one "
             "without {split}, or compare it everywhere with --chips.aoi null"
         )
-    return read_aoi(str(aoi_path(config, truth.split, scene.scene_id)), grid)
+    return read_aoi(str(aoi_path(config, split, scene.scene_id)), grid)
 
 
 def evaluation(
-    store: PredictionStore, confusions: Mapping[str, Confusion], left_out: Sequence[SetAside]
+    store: PredictionStore,
+    confusions: Mapping[str, Confusion],
+    parts: Mapping[str, Part],
+    squares: Squares | None,
+    left_out: Sequence[SetAside],
 ) -> dict[str, Any]:
     """The content of eval.json."""
     overall = _sum(confusions)
-    splits = sorted({store.scenes[scene_id].split for scene_id in confusions})
+    splits = sorted({parts[scene_id].split for scene_id in confusions})
     return {
         "overall": evaluation_items(overall, store.class_names),
         "per_scene": {name: evaluation_items(one, store.class_names) for name, one in confusions.items()},
@@ -286,6 +303,7 @@ def evaluation(
         "class_names": list(store.class_names),
         "split": splits[0] if len(splits) == 1 else splits,
         "scenes": len(confusions),
+        "blocks": blocks_counted(squares, {scene_id: parts[scene_id] for scene_id in confusions}),
         "left_out": [{"scene_id": item.scene_id, "split": item.split, "reason": item.reason} for item in left_out],
         "prediction_store": str(store.path),
         "model_sha256": store.attrs["model_sha256"],

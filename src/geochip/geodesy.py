@@ -86,6 +86,23 @@ def _cut(polygon: shapely.Polygon | None) -> shapely.Geometry | None:
     return shapely.union_all(pieces) if pieces else None
 
 
+def cut_at_180(geometry: shapely.Geometry) -> shapely.Geometry | None:
+    """A geometry in degrees, less than 180 wide, whose vertices lie on both sides of 180 degrees, cut there.
+
+    Args:
+        geometry: polygons, each vertex at -180 to 180 degrees.
+
+    Returns:
+        Polygons in EPSG:4326; the same when it does not go over 180 degrees.
+    """
+    low, _, high, _ = shapely.bounds(geometry).tolist()
+    if high - low < _TURN / 2:
+        return geometry
+    rolled = shapely.transform(geometry, lambda xy: xy + np.column_stack([_TURN * (xy[:, 0] < 0), np.zeros(len(xy))]))
+    pieces = [piece for part in shapely.get_parts(rolled) if (piece := _cut(part)) is not None]
+    return shapely.union_all(pieces) if pieces else None
+
+
 def rolled_together(on_earth: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Outlines in degrees, brought side by side where they lie around 180 degrees.
 

@@ -89,6 +89,11 @@ def main(argv: Sequence[str]) -> None:
         f"{counted(len(plan.scenes), 'scene')}, {counted(plan.windows, 'window')} of {sliding.size} x {sliding.size} "
         f"pixels, {sliding.stride} pixels apart"
     )
+    if plan.squares is not None:
+        print(
+            f"blocks of {plan.squares.side:g} m divide the scenes between {', '.join(plan.squares.owners)}: they are "
+            "predicted whole, and geochip.evaluate counts the blocks of infer.split"
+        )
     if "dry_run" in called.switches:
         describe_jobs(config.cluster, "gpu", config.run_dir)
         return

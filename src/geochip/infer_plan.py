@@ -19,6 +19,7 @@ from geochip.scenes import (
     Outputs,
     Scene,
     SetAside,
+    Squares,
     describe_files,
     find_scenes,
     notice_lines,
@@ -50,6 +51,8 @@ class InferPlan:
     """Scenes whose header could not be read."""
     warnings: tuple[str, ...]
     """What a person should know and may have meant."""
+    squares: Squares | None = None
+    """Whose ground is whose, where squares of ground divide the scenes, which are predicted whole."""
 
     @property
     def notices(self) -> list[str]:
@@ -91,6 +94,7 @@ def plan_inference(config: RunConfig, files: Sequence[str]) -> InferPlan:
         scenes=scenes,
         bad=catalogue.bad,
         warnings=(*catalogue.near, *doubts, *pixel_size_warnings(scenes, contract)),
+        squares=catalogue.squares,
     )
 
 
@@ -315,4 +319,6 @@ def predictions_depend_on(plan: InferPlan) -> tuple[dict[str, Any], dict[str, di
         "infer.block": plan.config.infer.block,
         "infer.probability": plan.config.infer.probability,
     }
-    return settings, {scene.scene_id: scene_digest(scene, with_label=False) for scene in plan.scenes}
+    # The prediction of a scene that is divided is the same for each of its splits.
+    scenes = plan.scenes if plan.squares is None else [replace(scene, split="") for scene in plan.scenes]
+    return settings, {scene.scene_id: scene_digest(scene, with_label=False) for scene in scenes}

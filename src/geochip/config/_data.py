@@ -162,7 +162,7 @@ class SplitConfig:
 
     by: Literal["directories", "manifest", "blocks"] = "directories"
     """directories: {split} in data.image; manifest: a column of a table; blocks: geochip divides the ground into
-    squares and gives each, with the scenes in it, to a split."""
+    squares and gives each, with the scenes or parts of scenes in it, to a split."""
     manifest: str | None = None
     """The table: CSV, GeoPackage or GeoParquet with a row a scene. Columns: the split's, and `scene_id` to fill the
     templates with (a plain name: it names files), or `image` (and `label`) with paths relative to data.root."""
@@ -172,9 +172,12 @@ class SplitConfig:
     """For blocks: share of the blocks that each of data.splits gets; null: 0.8 for train.split, the others alike."""
     block: float = 1000.0
     """For blocks: side of a square, in metres."""
+    scenes: Literal["auto", "whole", "divided"] = "auto"
+    """For blocks: whole: a scene belongs to the square of its centre; divided: the squares divide the scenes too, and
+    windows keep to the squares of their split; auto: divided as soon as a scene covers more ground than a square."""
     buffer: float | None = None
-    """For blocks: scenes of train.split that lie closer than this to a scene of another split are left out, in metres;
-    null: a chip's width."""
+    """For blocks: what of train.split lies closer than this to another split is left out, in metres: whole scenes, or
+    the ground of divided ones; null: a chip's width."""
     seed: int = 0
     """For blocks: seed of which square goes to which split."""
 

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from geochip.chip_prepare import Prepared, judge_overlap
-from geochip.chip_report import estimate
+from geochip.chip_report import describe_squares, estimate
 from geochip.doctor.findings import Case, Finding, fail, fails, listed, ok, warn
 from geochip.errors import GeochipError, InputError
 from geochip.infer_plan import plan_inference
@@ -29,12 +29,15 @@ def scenes(case: Case) -> list[Finding]:
     found.append(
         ok(
             what,
-            f"{counted(len(plan.catalogue.scenes), 'scene')} below {config.data.root}, "
+            f"{counted(len({(one.scene_id, one.image) for one in plan.catalogue.scenes}), 'scene')} below "
+            f"{config.data.root}, "
             f"{counted(plan.plan.chips, 'chip')} "
             f"({', '.join(f'{count} in {split}' for split, count in counts.items())}) in "
             f"{counted(expected.tasks, 'task')}",
         )
     )
+    if line := describe_squares(plan.catalogue):
+        found.append(ok("splits", line))
     found += notices(what, list(notice_lines(plan.catalogue.scenes)))
     found += bad_scenes(plan, config.data.max_bad_scenes)
     found += [warn(what, text) for text in plan.catalogue.near]
@@ -63,10 +66,11 @@ def bad_scenes(plan: Prepared, allowed: int) -> list[Finding]:
     bad = plan.catalogue.bad
     if not bad:
         return []
-    text = f"{len(bad)} cannot be used: {listed(bad, 3)}"
-    if len(bad) <= allowed:
+    count = len({(item.path, item.scene_id) for item in bad})
+    text = f"{count} cannot be used: {listed(bad, 3)}"
+    if count <= allowed:
         return [warn("scenes", f"{text}; data.max_bad_scenes = {allowed} allows it")]
-    return [fail("scenes", f"{text}; mend them, or allow them with --data.max_bad_scenes {len(bad)}")]
+    return [fail("scenes", f"{text}; mend them, or allow them with --data.max_bad_scenes {count}")]
 
 
 def overlap(case: Case, plan: Prepared) -> list[Finding]:

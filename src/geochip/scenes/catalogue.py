@@ -11,6 +11,7 @@ from pathlib import Path
 from geochip.errors import InputError, WorkError
 from geochip.scenes.header import SetAside, file_facts
 from geochip.scenes.reader import Scene
+from geochip.scenes.regions import Squares
 
 _SHOWN = 5
 
@@ -38,6 +39,9 @@ class Catalogue:
     names give no id are in `bad` alone."""
     near: tuple[str, ...] = ()
     """What is to be said of files that nearly fit a template."""
+    squares: Squares | None = None
+    """Whose ground is whose, where squares of ground divide the scenes: a scene stands here once for each split that
+    has a part of it. None: every scene is whole."""
 
 
 def usable(catalogue: Catalogue) -> Catalogue:
@@ -102,6 +106,7 @@ def scene_digest(scene: Scene, *, with_label: bool) -> dict[str, str]:
         bytes; "stamp": `Scene.image_stamp`, which tells when the pixels between have to be looked at.
     """
     others = ["image", "stack", "label", "image_bytes", "image_stamp", "label_bytes", "unused_georeference", "notices"]
+    others.append("region")
     # As they mostly are: stores that were made before there were such fields hold the digest without them.
     others += [one.name for one in fields(scene) if one.name in _LATER and getattr(scene, one.name) == one.default]
     header = {one.name: getattr(scene, one.name) for one in fields(scene) if one.name not in others}
@@ -167,9 +172,11 @@ def settle_bad_scenes(bad: Sequence[SetAside], *, scenes: int, allowed: int, wha
     if not bad:
         return
     listed = "\n".join(str(item) for item in bad)
-    if len(bad) > allowed:
+    # The parts of one that is divided are one image.
+    count = len({(item.path, item.scene_id) for item in bad})
+    if count > allowed:
         raise WorkError(
-            f"{listed}\n{len(bad)} of {scenes} scenes could not be {what} (see above), data.max_bad_scenes allows "
+            f"{listed}\n{count} of {scenes} scenes could not be {what} (see above), data.max_bad_scenes allows "
             f"{allowed}; {rest}. Mend the files and run again, or allow it with --data.max_bad_scenes"
         )
     print(f"set aside, as data.max_bad_scenes allows:\n{listed}")

@@ -14,8 +14,9 @@ from geochip.errors import InputError
 from geochip.files import require_regular
 from geochip.names import composed, shown
 from geochip.scenes.alpha import doubt_alpha
-from geochip.scenes.blocks import Division, divide, recorded_division
+from geochip.scenes.blocks import Division
 from geochip.scenes.catalogue import Catalogue, usable
+from geochip.scenes.dividing import division_of
 from geochip.scenes.header import SetAside, Source, describe
 from geochip.scenes.near import near_labels
 from geochip.scenes.reader import Scene
@@ -85,13 +86,13 @@ def _in_blocks(config: RunConfig, wanted: Sequence[str], need_labels: bool) -> C
             "split"
         )
     catalogue = _catalogue(config, described, unlabelled, found)
-    return replace(catalogue, buffered=tuple(item for item in division.buffered if item.split in wanted))
+    buffered = tuple(item for item in division.buffered if item.split in wanted)
+    return replace(catalogue, buffered=buffered, squares=division.squares)
 
 
 def _division(config: RunConfig, found: Found) -> Division:
     # All scenes, whatever is wanted of them: every command must come to the same division.
-    described = _described(found.sources, config.data)
-    return recorded_division(described, config) or divide(described, config)
+    return division_of(_described(found.sources, config.data), config)
 
 
 def describe_files(paths: Sequence[str], config: RunConfig) -> Catalogue:
@@ -114,9 +115,15 @@ def describe_files(paths: Sequence[str], config: RunConfig) -> Catalogue:
     doubled = [scene_id for scene_id, n in Counter(source.scene_id for source in sources).items() if n > 1]
     if doubled:
         raise InputError(f"scene id {doubled[0]!r} belongs to more than one of the named files; name each scene once")
+    squares = None
     if config.split.by == "blocks" and any(source.split for source in sources):
         division = _division(config, undivided_sources(config))
-        split_of = {item.scene_id: item.split for item in (*division.members, *division.buffered)}
+        squares = division.squares
+        split_of: dict[str, str] = {}
+        for item in (*division.members, *division.buffered):
+            # Of a scene that is divided the part that shall be predicted counts, else the first.
+            if item.split == config.infer.split or item.scene_id not in split_of:
+                split_of[item.scene_id] = item.split
         sources = [replace(source, split=source.split and split_of[source.scene_id]) for source in sources]
     strangers = [source for source in sources if config.data.stack and not source.split]
     described = {
@@ -128,9 +135,10 @@ def describe_files(paths: Sequence[str], config: RunConfig) -> Catalogue:
             f"{source.image} does not fit data.image, and so nothing tells which files data.stack means for it; name "
             "images that fit, or leave data.stack out"
         )
-    return _catalogue(
+    catalogue = _catalogue(
         config, [described[source.scene_id] for source in sources], (), Found(sources=(), misnamed=misnamed)
     )
+    return replace(catalogue, squares=squares)
 
 
 def _named_source(name: str, config: RunConfig) -> Source:

@@ -37,8 +37,13 @@ def notice_lines(scenes: Iterable["Scene"]) -> Iterator[str]:
     """
     times: Counter[Notice] = Counter()
     example: dict[Notice, Scene] = {}
+    seen: set[tuple[Notice, str, str]] = set()
     for scene in scenes:
         for notice in scene.notices:
+            # The parts of a scene that squares of ground divide are one scene.
+            if (notice, scene.scene_id, scene.image) in seen:
+                continue
+            seen.add((notice, scene.scene_id, scene.image))
             times[notice] += 1
             example.setdefault(notice, scene)
     kinds = dict.fromkeys((notice.level, notice.kind) for notice in example)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 import rasterio.windows
+import shapely
 from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -89,6 +90,14 @@ class Scene:
     use it. Empty for nothing."""
     notices: tuple[Notice, ...] = ()
     """What a person should know of how its files were taken."""
+    region: shapely.Geometry | None = None
+    """The part of it that belongs to `split`, in pixel coordinates (x = column, y = row), where squares of ground
+    divide it; None: all of it."""
+
+    @property
+    def draws_as(self) -> str:
+        """What random windows are drawn from, besides the seed; the parts of a divided scene draw others."""
+        return self.scene_id if self.region is None else f"{self.scene_id}/{self.split}"
 
 
 def quiet_open(path: str, *, mapped: bool = False) -> Any:
