@@ -216,7 +216,7 @@ def test_written_and_table_tell_what_is_there(tmp_path):
     finish_chip_store(path, {"train": done}, {"overlap": {"pairs": 0}})
     store = ChipStore(path)
     assert store.attrs["complete"] is True
-    assert store.attrs["statistics"] == {"mean": [1]}
+    assert store.attrs["overlap"] == {"pairs": 0}
     assert store.splits == ["train"]
     assert store.written("train").tolist() == [0, 1, 2, 4, 5, 6]
     table = store.table("train")

@@ -278,7 +278,7 @@ def test_a_store_that_cannot_be_trained_on(tmp_path, store):
 
 
 def test_statistics_of_another_split_are_refused(tmp_path):
-    statistics = {"split": "val", "mean": [10.0, 20.0], "std": [1.0, 2.0]}
+    statistics = {**STATISTICS, "split": "val"}
     path = make_store(tmp_path / "chips.zarr", statistics=statistics).path
     with pytest.raises(
         InputError, match=r"train.split: .* has the statistics of split 'val', not 'train'; remove the store"

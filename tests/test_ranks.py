@@ -73,6 +73,7 @@ def test_a_second_training_is_refused_and_leaves_the_first_alone(chips, tmp_path
     told("second_training", str(error.value))
     assert f"process {os.getpid()} on {socket.gethostname()}" in str(error.value)
     assert "--run_dir" not in str(error.value)
+    (run_dir / "train" / "stop").unlink()
     main(arguments)
     assert len(table(run_dir)) == 1
     assert not (run_dir / "train.lock").exists()

@@ -165,7 +165,7 @@ class SplitConfig:
     squares and gives each, with the scenes in it, to a split."""
     manifest: str | None = None
     """The table: CSV, GeoPackage or GeoParquet with a row a scene. Columns: the split's, and `scene_id` to fill the
-    templates with, or `image` (and `label`) with paths relative to data.root."""
+    templates with (a plain name: it names files), or `image` (and `label`) with paths relative to data.root."""
     column: str = "split"
     """The manifest's column that names the split; scenes whose value is not among data.splits are left out."""
     fractions: dict[str, float] | None = None

@@ -81,7 +81,8 @@ class InferConfig:
     split: str = "test"
     """Split to predict when no files are named."""
     files: tuple[str, ...] = ()
-    """Images to predict instead of a split's; those on the command line come first."""
+    """Images to predict instead of a split's; those on the command line come first. evaluate compares one of no split
+    with the label that data.label finds for its name."""
     window: int | None = None
     """Height and width of the sliding window, in pixels; null: the chip size that the model was trained on."""
     stride: int | None = None

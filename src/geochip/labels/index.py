@@ -59,8 +59,8 @@ def indexed_label(path: str, directory: Path, *, at_least: int = 4 * 2**20) -> s
     if facts.st_size < at_least or is_raster(path) or source.suffix.lower() in _INDEXED:
         return path
     digest = hashlib.sha256(f"{source}\0{facts.st_size}\0{facts.st_mtime_ns}".encode()).hexdigest()[:16]
-    # Names of files have 255 bytes, and a character up to four; and workers may have been started elsewhere.
-    target = directory.absolute() / f"{source.stem[:50]}.{digest}{INDEX_SUFFIX}"
+    # Plain and short, whatever the label is called, for people and for GDAL; absolute, for workers elsewhere.
+    target = directory.absolute() / f"{re.sub(r'[^A-Za-z0-9_-]', '_', source.stem[:50])}.{digest}{INDEX_SUFFIX}"
     if not target.exists():
         try:
             directory.mkdir(parents=True, exist_ok=True)

@@ -9,8 +9,9 @@ from geochip.scenes.catalogue import (
     settle_bad_scenes,
 )
 from geochip.scenes.find import describe_files, find_scenes
+from geochip.scenes.georeference import without_crs
 from geochip.scenes.guard import Outputs, refuse_overwriting, refuse_read_later
-from geochip.scenes.header import SetAside, without_crs
+from geochip.scenes.header import SetAside
 from geochip.scenes.notices import Notice, notice_lines
 from geochip.scenes.reader import Scene, SceneError, SceneReader
 from geochip.scenes.resample import resample

@@ -21,7 +21,8 @@ import shapely
 from geochip.config import RunConfig
 from geochip.errors import InputError
 from geochip.geodesy import period, rolled_together
-from geochip.scenes.header import SetAside, without_crs
+from geochip.scenes.georeference import without_crs
+from geochip.scenes.header import SetAside
 from geochip.scenes.reader import Scene
 from geochip.scenes.table import footprint
 

@@ -163,7 +163,11 @@ class _Places:
     def of(self, path: Path | str) -> str:
         """Where a path leads to, whether something is there or not."""
         place = self.parent(path) / Path(path).name
-        return os.path.realpath(place) if place.is_symlink() else str(place)
+        try:
+            return os.path.realpath(place) if place.is_symlink() else str(place)
+        except OSError:
+            # Of a name that is too long for anything to be there.
+            return str(place)
 
     def is_one(self, path: Path, other: Path) -> bool:
         """Whether two paths lead to one place."""

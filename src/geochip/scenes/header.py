@@ -19,6 +19,7 @@ from geochip.files import require_regular
 from geochip.geodesy import to_lon_lat
 from geochip.names import RASTER_FAMILY, composed, fault_of_path, shown
 from geochip.scenes.facts import BandFacts, band_facts, band_notices
+from geochip.scenes.georeference import fault_of_transform, georeference_notice, unused_georeference
 from geochip.scenes.missing import WRITE_AGAIN, uncounted_share, unwritten
 from geochip.scenes.notices import Notice
 from geochip.scenes.reader import Scene, gdal_reason, quiet_open
@@ -30,10 +31,6 @@ _GRID_TOLERANCE = 1e-3
 
 # VRTs of VRTs that are followed.
 _NESTED = 4
-
-# Of images that something else than a geotransform relates to the earth.
-_BARE_CRS = "the CRS "
-_WARP = "gdalwarp; with -rpc or -geoloc where it is those"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +71,7 @@ class _Header:
     """What geochip takes from the header of one file."""
 
     path: str
+    driver: str
     height: int
     width: int
     transform: Affine
@@ -83,7 +81,7 @@ class _Header:
     descriptions: tuple[str | None, ...]
     bands: tuple[BandFacts, ...]
     unused: str
-    """Of `_unused_georeference`."""
+    """Of `unused_georeference`."""
     bytes: int
     stamp: tuple[tuple[str, int, int], ...]
     """Of `_stamps`."""
@@ -130,16 +128,19 @@ def _header(path: str, option: str = "") -> _Header:
         with quiet_open(path) as dataset:
             if not dataset.count:
                 raise _MisfitError(f"{path} holds no band{_held_instead(dataset)}")
+            if fault := fault_of_transform(dataset.transform):
+                raise _MisfitError(f"{path} has {fault}")
             return _Header(
                 path=path,
+                driver=dataset.driver,
                 height=dataset.height,
                 width=dataset.width,
-                transform=_usable_transform(dataset.transform, path),
+                transform=dataset.transform,
                 crs=None if dataset.transform == Affine.identity() else dataset.crs,
                 dtypes=dataset.dtypes,
                 descriptions=dataset.descriptions,
                 bands=band_facts(dataset),
-                unused=_unused_georeference(dataset),
+                unused=unused_georeference(dataset),
                 bytes=Path(path).stat().st_size,
                 stamp=tuple(_stamps(dataset, path)),
             )
@@ -155,52 +156,6 @@ def _held_instead(dataset: Any) -> str:
         return "; leave it out"
     others = f", and {len(dataset.subdatasets) - 1} others" if len(dataset.subdatasets) > 1 else ""
     return f" of its own, but {dataset.subdatasets[0]}{others}; make a GeoTIFF of the one meant (gdal_translate)"
-
-
-def _usable_transform(transform: Affine, path: str) -> Affine:
-    """The transform, if it gives every pixel a place of its own.
-
-    Raises:
-        _MisfitError: when it does not.
-    """
-    numbers = tuple(transform)[:6]
-    if not np.isfinite(numbers).all() or transform.determinant == 0:
-        raise _MisfitError(
-            f"{path} has the geotransform ({', '.join(f'{number:.9g}' for number in numbers)}), which gives its pixels "
-            "no place; write the right one into it (gdal_edit.py -a_ullr)"
-        )
-    return transform
-
-
-def _unused_georeference(dataset: Any) -> str:
-    """What relates a raster without a geotransform to the earth all the same, and is not used; empty for nothing."""
-    if dataset.transform != Affine.identity():
-        return ""
-    points, crs = dataset.gcps
-    if points:
-        return f"{len(points)} ground control points" + (f" in {crs.to_string()}" if crs else "")
-    if dataset.rpcs is not None:
-        return "rational polynomial coefficients (RPCs)"
-    if "GEOLOCATION" in dataset.tag_namespaces():
-        return "geolocation arrays"
-    return f"{_BARE_CRS}{dataset.crs.to_string()}" if dataset.crs else ""
-
-
-def _remedy(unused: str) -> str:
-    """What to do with an image that has something else than a geotransform."""
-    if unused.startswith(_BARE_CRS):
-        return "give it one (gdal_edit.py -a_ullr, or a world file beside it)"
-    return f"warp it first ({_WARP})"
-
-
-def without_crs(scene: Scene) -> tuple[str, str]:
-    """Why nothing relates a scene without a CRS to the earth, and what to do about it."""
-    if scene.unused_georeference:
-        return (
-            f"{scene.image} has {scene.unused_georeference} and no geotransform, which is all that geochip uses,",
-            _remedy(scene.unused_georeference),
-        )
-    return f"{scene.image} has no CRS", "assign one to the image (gdal_edit.py -a_srs)"
 
 
 def _require_file(path: str, option: str) -> None:
@@ -374,15 +329,10 @@ def _notices(headers: Sequence[_Header], chosen: Collection[int], data: DataConf
         _MisfitError: when more pixels are missing than `data.max_missing` allows.
     """
     if headers[0].unused:
-        yield Notice(
-            kind="georeference",
-            level="warning",
-            text=f"the image has {headers[0].unused} and no geotransform, which is all that geochip uses: its chips, "
-            f"or predictions, have no CRS and no place on the map; {_remedy(headers[0].unused)}",
-        )
+        yield georeference_notice(headers[0].unused)
     for header, start, own in _chosen_of(headers, chosen):
         yield from band_notices(header.bands, own, start, data)
-        share = uncounted_share(header.path, header.bands, own, data)
+        share = uncounted_share(header.path, header.driver, header.bands, own, data)
         if share > data.max_missing:
             raise _MisfitError(
                 f"{header.path}: {unwritten(share)}; data.max_missing allows {data.max_missing:.2%}. {WRITE_AGAIN}, "

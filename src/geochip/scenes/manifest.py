@@ -1,7 +1,7 @@
 """The manifest: a table that says which scene belongs to which split."""
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from geochip.names import composed, fault_of_id, fault_of_path, for_ogr, shown
 from geochip.scenes.templates import filled, id_in
 
 _PARQUET = (".parquet", ".geoparquet")
+_ROWS = 100_000
 _FILES = ("scene_id", "image", "label")
 # pyarrow's own errors, GDAL's, and what pandas makes of a text that is no table.
 _UNREADABLE = (
@@ -167,8 +168,8 @@ def _suffix(path: str) -> str:
 def _columns(path: str) -> list[str]:
     if _suffix(path) == ".csv":
         # Without a header, so that columns of one name keep it.
-        head = _read_csv(path, header=None, nrows=1)
-        return [str(name).strip() for name in head.iloc[0]] if len(head) else []
+        for head in _csv(path, header=None, nrows=1):
+            return [str(name).strip() for name in head.iloc[0]]
     if _suffix(path) in _PARQUET:
         return [str(name) for name in pq.read_schema(path).names]
     return [str(name) for name in pyogrio.read_info(for_ogr(path))["fields"]]
@@ -177,18 +178,23 @@ def _columns(path: str) -> list[str]:
 def _table(path: str, wanted: Collection[str]) -> pd.DataFrame:
     """Some columns of it: a catalogue may hold many more, which would fill the memory."""
     if _suffix(path) == ".csv":
-        table = _read_csv(path, usecols=lambda name: name.strip() in wanted)
-        return table.rename(columns=str.strip)
+        parts = [part.rename(columns=str.strip)[list(wanted)] for part in _csv(path)]
+        if any(not isinstance(part.index, pd.RangeIndex) for part in parts):
+            # pandas takes the first column for row names then, and every cell for the one before it.
+            raise ValueError("its rows have more cells than its first line has names")
+        return pd.concat(parts, ignore_index=True)
     if _suffix(path) in _PARQUET:
         return pd.DataFrame(pq.read_table(path, columns=list(wanted)).to_pandas())
     return pd.DataFrame(pyogrio.read_dataframe(for_ogr(path), columns=list(wanted), read_geometry=False))
 
 
-def _read_csv(path: str, **how: Any) -> pd.DataFrame:
-    # Everything as text: 007 is an id, not a number.
-    return pd.DataFrame(
-        pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True, **how)
-    )
+def _csv(path: str, **how: Any) -> Iterator[pd.DataFrame]:
+    # Everything as text: 007 is an id, not a number. In parts, and not some columns alone: of a row with more cells
+    # than names, which an unquoted comma makes, pandas would then say nothing.
+    with pd.read_csv(
+        path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True, chunksize=_ROWS, **how
+    ) as parts:
+        yield from parts
 
 
 def _texts(path: str, name: str, column: "pd.Series[Any]") -> list[str]:

@@ -44,13 +44,14 @@ def unwritten(share: float) -> str:
     )
 
 
-def uncounted_share(path: str, bands: Sequence[BandFacts], own: Sequence[int], data: DataConfig) -> float:
+def uncounted_share(path: str, driver: str, bands: Sequence[BandFacts], own: Sequence[int], data: DataConfig) -> float:
     """Share of the chosen bands' pixels that a file has no bytes of, and that count as data nevertheless.
 
     Where a mask says what is data, or each band has a value for what is not, nothing is missing.
 
     Args:
         path: the file.
+        driver: GDAL's name of its format.
         bands: all of its bands.
         own: numbers of those that are chosen, from 1.
         data: says what alpha bands are.
@@ -59,16 +60,15 @@ def uncounted_share(path: str, bands: Sequence[BandFacts], own: Sequence[int], d
     bare = [number for number in own if bands[number - 1].bare]
     if not bare or (data.alpha == "mask" and alpha and not alpha & set(own)):
         return 0.0
-    with quiet_open(path) as dataset:
-        return missing_share(dataset, path, bare) * len(bare) / len(own)
+    return missing_share(path, driver, bare) * len(bare) / len(own)
 
 
-def missing_share(dataset: Any, path: str, bands: Collection[int], depth: int = 0) -> float:
+def missing_share(path: str, driver: str, bands: Collection[int], depth: int = 0) -> float:
     """Share of the pixels of some bands that a file has no bytes of.
 
     Args:
-        dataset: the file, open.
         path: the file.
+        driver: GDAL's name of its format.
         bands: its bands, counted from 1.
         depth: of mosaics that this one is part of.
 
@@ -76,15 +76,23 @@ def missing_share(dataset: Any, path: str, bands: Collection[int], depth: int = 
         0 to 1; 0 for formats that do not tell.
     """
     with contextlib.suppress(OSError, RasterioError, ValueError, struct.error, ET.ParseError):
-        if dataset.driver in ("GTiff", "COG"):
+        if driver in ("GTiff", "COG"):
             return _missing_of_tiff(Path(path), bands)
-        if dataset.driver == "VRT":
-            return _missing_of_mosaic(dataset, path, bands, depth)
-        if dataset.driver in _RAW_DRIVERS and dataset.tags(ns="ENVI").get("file_compression", "0") == "0":
-            item = max(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
-            whole: int = dataset.height * dataset.width * dataset.count * item
-            return max(0.0, 1 - Path(path).stat().st_size / whole)
+        if driver == "VRT":
+            with quiet_open(path) as dataset:
+                return _missing_of_mosaic(dataset, path, bands, depth)
+        if driver in _RAW_DRIVERS:
+            with quiet_open(path) as dataset:
+                return _missing_of_raw(dataset, Path(path))
     return 0.0
+
+
+def _missing_of_raw(dataset: Any, path: Path) -> float:
+    if dataset.tags(ns="ENVI").get("file_compression", "0") != "0":
+        return 0.0
+    item = max(np.dtype(dtype).itemsize for dtype in dataset.dtypes)
+    whole: int = dataset.height * dataset.width * dataset.count * item
+    return max(0.0, 1 - path.stat().st_size / whole)
 
 
 def _missing_of_tiff(path: Path, bands: Collection[int]) -> float:
@@ -168,8 +176,9 @@ def _missing_of_parts(parts: Sequence[ET.Element], places: Sequence[Any], path: 
         with contextlib.suppress(RasterioError, OSError):
             require_regular(file)
             with quiet_open(str(file)) as inner:
-                band = int(source.findtext("SourceBand", "1").removeprefix("mask,") or 1)
-                # A nodata value that only the file declares is no nodata value of the mosaic.
-                missing += place.area * missing_share(inner, str(file), [band], depth + 1)
+                driver = inner.driver
+            band = int(source.findtext("SourceBand", "1").removeprefix("mask,") or 1)
+            # A nodata value that only the file declares is no nodata value of the mosaic.
+            missing += place.area * missing_share(str(file), driver, [band], depth + 1)
             room += place.area
     return missing / room if room else 0.0

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 import numpy as np
 
-from geochip.errors import DamagedError
+from geochip.errors import DamagedError, WorkError
 from geochip.files import read_regular, require_regular
 
 _T = TypeVar("_T")
@@ -149,6 +149,20 @@ def is_file(file: Path) -> bool:
         return require_regular(file).st_size > 0
     except OSError:
         return False
+
+
+def make_way_for(file: Path) -> None:
+    """Remove what stands in the place of a file that is about to be written and is none, such as a named pipe.
+
+    tensorstore opens what is there before it replaces it, and would wait for ever.
+
+    Raises:
+        WorkError: when it is a directory, whose content may be somebody's.
+    """
+    if os.path.lexists(file) and not file.is_file():
+        if file.is_dir():
+            raise WorkError(f"{file} is a directory, where a file of the store belongs; move it away and run again")
+        file.unlink()
 
 
 def _not_there(file: Path, error: OSError) -> str:

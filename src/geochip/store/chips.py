@@ -23,7 +23,7 @@ import pandas as pd
 import tensorstore
 
 from geochip.config import IGNORE
-from geochip.errors import DamagedError, InputError, WorkError
+from geochip.errors import DamagedError, InputError
 from geochip.files import disk_full, is_disk_full, remove_leftover, sync
 from geochip.store import _mending
 from geochip.store._arrays import (
@@ -36,7 +36,7 @@ from geochip.store._arrays import (
     read_small,
     write_small,
 )
-from geochip.store._metadata import ArrayDocument, GroupDocument, RootDocument, read_metadata
+from geochip.store._metadata import ArrayDocument, GroupDocument, RootDocument, make_way_for, read_metadata
 
 if TYPE_CHECKING:
     import zarr
@@ -323,6 +323,7 @@ def write_shard(
             raise ValueError(
                 f"chips {start} to {stop - 1} are no shard of {path}, whose shards have {shard} of {chips}"
             )
+        make_way_for(shard_files(path, split, start // int(shard))[name == "label"])
         try:
             with tensorstore.Transaction() as transaction:
                 # The pixels are encoded from where they are: a copy would cost a tenth of the encoding. "Indefinitely"
@@ -333,8 +334,6 @@ def write_shard(
         except ValueError as error:
             if is_disk_full(error):
                 raise disk_full(path) from None
-            if (file := shard_files(path, split, start // int(shard))[name == "label"]).is_dir():
-                raise WorkError(f"{file} is a directory, where a shard belongs; move it away and run again") from None
             raise
     return start // int(shard)
 

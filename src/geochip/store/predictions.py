@@ -49,7 +49,7 @@ from geochip.store._arrays import (
     read_small,
     write_small,
 )
-from geochip.store._metadata import ArrayDocument, GroupDocument, is_file, read_metadata
+from geochip.store._metadata import ArrayDocument, GroupDocument, is_file, make_way_for, read_metadata
 from geochip.windows import Window, blocks
 
 if TYPE_CHECKING:
@@ -554,6 +554,10 @@ def write_block(
     """
     rows, cols = window.slices
     group = store / scene.group
+    for name in ("class", "probability") if probability_khw is not None else ("class",):
+        side = read_metadata(group / name / "zarr.json", ArrayDocument, REMEDY).chunk_shape[-2:]
+        at = f"{window.row_off // side[0]}.{window.col_off // side[1]}"
+        make_way_for(group / name / f"c.{scene.index}{'' if name == 'class' else '.0'}.{at}")
     if probability_khw is not None:
         open_tensorstore(group / "probability", REMEDY)[scene.index, :, rows, cols].write(probability_khw).result()
     open_tensorstore(group / "class", REMEDY)[scene.index, rows, cols].write(class_hw).result()
