@@ -48,7 +48,7 @@ TOLD = {
         remedy="Copy it again, or mend it.",
     ),
     "label-elsewhere": Told(
-        message="label ... does not hold its features but says where GDAL finds them (...), and that may be any file or service",
+        message="... does not hold its features but says where GDAL finds them (...), and that may be any file or service",
         meaning="The file, whatever its name, describes data elsewhere: an OGR VRT, a service, a command of GDAL.",
         remedy="Copy the features into a file of their own (`ogr2ogr -f GPKG`) and name that.",
         page="security",
