@@ -10,7 +10,7 @@ from geochip.config._data import RASTER_SUFFIXES, DataConfig, LabelsConfig, Spli
 from geochip.config._rules import IGNORE, PROBABILITY_STEPS, Device, available_cpus, check_batch, shown
 from geochip.config._run import InferConfig, ModelConfig, RunConfig, TrainConfig
 from geochip.config._values import fits, in_words, type_faults
-from geochip.config._yaml import YamlError, read_yaml
+from geochip.config._yaml import YamlError, read_yaml, write_yaml
 
 __all__ = [
     "IGNORE",
@@ -37,4 +37,5 @@ __all__ = [
     "shown",
     "type_faults",
     "walltime_seconds",
+    "write_yaml",
 ]
