@@ -193,7 +193,7 @@ def test_text_that_looks_like_something_else_is_taken_as_its_quotes_say(tmp_path
     assert config.labels.class_map == {"010": "building", "7": "building"}
     assert config.labels.ignore == ("no", "", "5")
     assert config.data.root == "5"
-    told("quotes", error_of(f"--config={written(tmp_path, 'labels: {ignore: [no]}')}").replace("names", "it"))
+    told("quotes", error_of(f"--config={written(tmp_path, 'labels: {ignore: [true]}')}").replace("names", "it"))
 
 
 @pytest.mark.parametrize("value", ["a", 1, 1.5, True, None, [1], {"a": 1}])

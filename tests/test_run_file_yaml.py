@@ -91,7 +91,15 @@ def test_a_bomb_of_aliases_is_refused_before_it_goes_off(file):
 
 def test_numbers_are_read_as_yaml_1_2_has_them():
     text = "[12:00:00, 010, 0x10, 1e3, 1_000, .5, -3, 2001-12-14, yes, ~, 0, 1., 'x']"
-    assert read_yaml(text) == ["12:00:00", "010", 16, 1000.0, 1000, 0.5, -3, "2001-12-14", True, None, 0, 1.0, "x"]
+    assert read_yaml(text) == ["12:00:00", "010", 16, 1000.0, 1000, 0.5, -3, "2001-12-14", "yes", None, 0, 1.0, "x"]
+
+
+def test_only_true_and_false_are_truth_values(file):
+    file.write_text("data: {classes: [no, yes]}\ntrain: {augment: false}\ninfer: {probability: True}\n")
+    config = parse("--config", file)
+    assert (config.data.classes, config.train.augment, config.infer.probability) == (("no", "yes"), False, True)
+    file.write_text("train: {augment: yes}\n")
+    assert error_of(f"--config={file}") == "train.augment: 'yes' is not allowed: must be true or false"
 
 
 def test_a_walltime_needs_no_quotes(file):

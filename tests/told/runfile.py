@@ -17,8 +17,8 @@ TOLD: dict[str, Told] = {
     ),
     "quotes": Told(
         message="put it in quotes",
-        meaning="YAML reads yes, no, on, off, true and numbers as what they are, and the key takes text.",
-        remedy='Write it in quotes: "010", "no".',
+        meaning="YAML reads true, false and numbers as what they are, and the key takes text.",
+        remedy='Write it in quotes: "5", "true".',
     ),
     "empty": Told(
         message="must not be empty",

@@ -18,7 +18,7 @@ class YamlError(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, as YAML 1.2 reads numbers, with true and false also as yes, no, on and off."""
+    """Plain values only, as YAML 1.2 reads them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping in which no key stands twice, of which YAML would keep the last without a word.
@@ -52,9 +52,10 @@ _Loader.yaml_constructors = {
     if tag is None or tag.rpartition(":")[2] in ("null", "bool", "float", "str", "seq", "map")
 }
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-# Unlike YAML 1.1, 12:00:00 is no number of seconds, 010 none of base 8, and a date is its text; and 1e3 is a number.
+# Unlike YAML 1.1, 12:00:00 is no number of seconds, 010 none of base 8, a date is its text, and so are yes, no, on and
+# off, which name classes too; and 1e3 is a number.
 for _tag, _pattern, _first in (
-    ("bool", r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", "-+0123456789"),
     (
         "float",
