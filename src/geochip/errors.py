@@ -116,6 +116,9 @@ def run_command(main: Callable[[Sequence[str]], None], argv: Sequence[str] | Non
         sys.stdout.reconfigure(errors="backslashreplace")
     # What is imported by now stays: looking through all of it for garbage, again and again, takes a second of a run.
     gc.freeze()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding does not know is shown with escapes, as it is in errors.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()

@@ -43,6 +43,52 @@ def require_regular(path: Path | str) -> os.stat_result:
     return facts
 
 
+def refuse_foreign(path: Path, option: str) -> None:
+    """Refuse what geochip does not make under a name that it keeps to itself: a symbolic link leads to another's files.
+
+    Args:
+        path: of a directory; there may be none.
+        option: the key of the run file that says where it is, for the error.
+
+    Raises:
+        InputError: when it is a link, or a file.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise InputError(
+            f"{option}: {path} is a {'symbolic link' if path.is_symlink() else 'file'} where geochip makes a directory "
+            f"of its own; remove it, or choose another {option}"
+        )
+
+
+def remove_leftover(path: Path, option: str) -> None:
+    """Remove a directory that a killed run left under a name of geochip's own, never through a link.
+
+    Args:
+        path: the directory; there may be none.
+        option: the key of the run file that says where it is, for the error.
+
+    Raises:
+        InputError: when it is something that geochip does not make.
+    """
+    refuse_foreign(path, option)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def is_there(path: Path | str) -> bool:
+    """Whether something is at a path; not where no name can be so long, of which `Path.exists` raises an error.
+
+    Raises:
+        PermissionError: when it may not be known.
+    """
+    try:
+        Path(path).stat()
+    except PermissionError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
 def read_regular(path: Path | str) -> bytes:
     """All bytes of a regular file; see `require_regular`.
 

@@ -7,7 +7,15 @@ The dataclasses below are the grammar: field names are the keys, the line under 
 from geochip.config._chips import ChipsConfig
 from geochip.config._cluster import ClusterConfig, SlurmJobConfig, memory_mib, walltime_seconds
 from geochip.config._data import RASTER_SUFFIXES, DataConfig, LabelsConfig, SplitConfig
-from geochip.config._rules import IGNORE, PROBABILITY_STEPS, Device, available_cpus, check_batch, shown
+from geochip.config._rules import (
+    IGNORE,
+    PROBABILITY_STEPS,
+    Device,
+    available_cpus,
+    check_batch,
+    one_line,
+    shown,
+)
 from geochip.config._run import InferConfig, ModelConfig, RunConfig, TrainConfig
 from geochip.config._values import fits, in_words, type_faults
 from geochip.config._yaml import YamlError, read_yaml, write_yaml
@@ -33,6 +41,7 @@ __all__ = [
     "fits",
     "in_words",
     "memory_mib",
+    "one_line",
     "read_yaml",
     "shown",
     "type_faults",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from geochip.config._rules import check, seed, within
+from geochip.config._rules import check, compose, path_rules, seed, store_rules, within
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class ChipsConfig:
     """Path of the chip store; null: chips.zarr in run_dir."""
 
     def __post_init__(self) -> None:
+        compose(self, "target_classes")
         low, high = self.size_range or (1, 1)
         shares = ("min_valid", "min_target_fraction", "negative_rate")
         grid = self.method == "grid"
@@ -99,6 +100,8 @@ class ChipsConfig:
             *(within(f"chips.{name}", getattr(self, name), 0, 1) for name in shares),
             within("chips.max_tries", self.max_tries, 1, 1_000_000),
             seed("chips.seed", self.seed),
+            *path_rules("chips.aoi", self.aoi),
+            *store_rules("chips.store", self.store),
             (
                 self.aoi is None or not _other_braces(self.aoi),
                 "chips.aoi",

@@ -7,7 +7,7 @@ from typing import Literal
 from geochip.config._chips import ChipsConfig
 from geochip.config._cluster import ClusterConfig
 from geochip.config._data import DataConfig, LabelsConfig, SplitConfig
-from geochip.config._rules import Device, check, seed, within
+from geochip.config._rules import Device, check, path_rules, seed, store_rules, within
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class ModelConfig:
     """Pretrained weights of the encoder, fetched once and then cached; null: begin from random weights."""
     bundle: str | None = None
     """Directory of the trained model; null: model in run_dir."""
+
+    def __post_init__(self) -> None:
+        check(
+            (self.bundle != "", "model.bundle", self.bundle, "must be the path of a directory, or null"),
+            *path_rules("model.bundle", self.bundle, made=True),
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,8 @@ class InferConfig:
     split: str = "test"
     """Split to predict when no files are named."""
     files: tuple[str, ...] = ()
-    """Images to predict instead of a split's; those on the command line come first."""
+    """Images to predict instead of a split's; those on the command line come first. evaluate compares one of no split
+    with the label that data.label finds for its name."""
     window: int | None = None
     """Height and width of the sliding window, in pixels; null: the chip size that the model was trained on."""
     stride: int | None = None
@@ -107,6 +114,8 @@ class InferConfig:
             ),
             within("infer.batch_size", self.batch_size, 1, 65536),
             within("infer.block", self.block, 16, 65536, "pixels"),
+            *path_rules("infer.files", *self.files),
+            *store_rules("infer.store", self.store),
         )
 
 
@@ -147,18 +156,19 @@ class RunConfig:
         ]
         # The other splits are looked at by the commands that use them: no test split is needed to train.
         check(
-            *(
-                (
-                    value is None or Path(value).name not in ("", ".."),
-                    key,
-                    value,
-                    "must be the path of a directory of its own, with a name: it is written next to, and replaced",
-                )
-                for key, value in (
-                    ("chips.store", chips.store),
-                    ("model.bundle", self.model.bundle),
-                    ("infer.store", self.infer.store),
-                )
+            (bool(self.run_dir), "run_dir", self.run_dir, "must not be empty"),
+            *path_rules("run_dir", self.run_dir, made=True),
+            (
+                "\\" not in str(Path(self.run_dir).absolute()) or bool(self.chips.store and self.infer.store),
+                "run_dir",
+                self.run_dir,
+                "must not hold a backslash, which tensorstore takes for /; choose another run_dir",
+            ),
+            (
+                Path(self.model.bundle or "model").name not in ("", ".."),
+                "model.bundle",
+                self.model.bundle,
+                "must be the path of a directory of its own, with a name: it is written next to, and replaced",
             ),
             (self.train.split in data.splits, "train.split", self.train.split, splits),
             (
