@@ -378,8 +378,8 @@ def verify(config: RunConfig) -> None:
     ]  # fmt: skip
     if store.attrs["fingerprint"] != known["fingerprint"]:
         faults.append(
-            f"{store.path}: its fingerprint is {store.attrs['fingerprint']!r}, by the journal {known['fingerprint']!r}; "
-            "run python -m geochip.chipping again, which writes it anew"
+            f"{store.path}: its fingerprint is {store.attrs['fingerprint']!r}, by the journal "
+            f"{known['fingerprint']!r}; run python -m geochip.chipping again, which writes it anew"
         )
     checked: dict[str, Any] = {}
     shards = shards_to_verify(store, broken)
