@@ -54,4 +54,9 @@ TOLD: dict[str, Told] = {
         meaning="What is lost can only be predicted from the images, and this run does not name them.",
         remedy="Run geochip.infer with these scenes too.",
     ),
+    "lock": Told(
+        message="..., which should name the process that writes ..., is damaged (...); if no process writes it, remove that lock and run the same command again",
+        meaning="What stands at the lock's name was not written by geochip, or was edited.",
+        remedy="See that no process writes the store, and remove the lock.",
+    ),
 }
