@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from geochip.checkpoint import Checkpoint, load_newest, require_same_settings, save_checkpoint
-from geochip.errors import InputError, WorkError
+from geochip.errors import DamagedError, InputError, WorkError
+from told import told
 
 
 def checkpoint(epoch, **changes):
@@ -18,8 +19,8 @@ def checkpoint(epoch, **changes):
     values = {
         "epoch": epoch,
         "step": 0,
-        "loss_sums": [],
-        "valid": [],
+        "loss_sums": [0.0] * changes.get("step", 0),
+        "valid": [0] * changes.get("step", 0),
         "seconds": 0.0,
         "settings": {"train.lr": 1e-2, "train.seed": 0, "model.encoder_weights": None},
         "history": [{"epoch": number + 1, "train_loss": 0.5, "val_loss": None} for number in range(epoch)],
@@ -134,13 +135,13 @@ def test_one_that_the_disk_does_not_give_now_is_not_passed_over(tmp_path):
     path.unlink()
     path.mkdir()
     with pytest.raises(
-        WorkError, match=r"epoch-0002-.* cannot be read: Is a directory; nothing is lost: see to the disk"
+        WorkError,
+        match=r"epoch-0002-.* cannot be read: it is a directory, not a regular file; nothing is lost: see to the disk",
     ):
         load_newest(tmp_path, no_warning)
 
 
 def test_nothing_but_data_is_unpickled(tmp_path):
-    import pickle
     from hashlib import sha256
 
     marker = tmp_path / "ran"
@@ -152,8 +153,9 @@ def test_nothing_but_data_is_unpickled(tmp_path):
 
     torch.save({"epoch": Attack()}, first)
     first.rename(tmp_path / f"epoch-0001-{sha256(first.read_bytes()).hexdigest()[:16]}.pt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(DamagedError) as error:
         load_newest(tmp_path, no_warning)
+    told("checkpoint-is-code", str(error.value))
     assert not marker.exists()
 
 

@@ -1,4 +1,6 @@
 import json
+import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from geochip.errors import InputError
+from geochip.errors import DamagedError, InputError
 from geochip.model import (
     Contract,
     build_model,
@@ -20,6 +22,7 @@ from geochip.model import (
     rehearse,
     save_bundle,
 )
+from told import told
 
 LINEAR = Contract(
     architecture="linear",
@@ -324,6 +327,11 @@ def break_json(directory, **changes):
     path.write_text(json.dumps({name: value for name, value in document.items() if value != "gone"}))
 
 
+def as_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 def flip_a_byte(directory):
     path = directory / "model.safetensors"
     data = bytearray(path.read_bytes())
@@ -335,13 +343,29 @@ def flip_a_byte(directory):
     ("harm", "text"),
     [
         (lambda d: (d / "model.json").unlink(), "there is no trained model at .*; train one with"),
-        (lambda d: (d / "model.json").write_text('{"a": '), "is damaged: model.json cannot be read: .*; copy it again"),
-        (lambda d: (d / "model.json").write_text("[]"), "model.json is no geochip model's"),
+        (lambda d: (d / "model.json").write_text('{"a": '), "model.json is damaged .it is not JSON: .*; copy it again"),
+        (lambda d: (d / "model.json").write_text("[]"), "model.json is damaged .Expected `object`, got `array`"),
+        (lambda d: (d / "model.json").write_text("{}"), "model.json is damaged .Object missing required field"),
+        (lambda d: break_json(d, format_version=None, nodata="wide"), "Expected `float . null`, got `str`"),
         (lambda d: break_json(d, format_version=99), "format version 99, this geochip reads 1; train it anew"),
-        (lambda d: break_json(d, chip_size="gone"), "model.json has no key 'chip_size'"),
-        (lambda d: break_json(d, mean=[1.0]), "does not hold what it must: .*must be as many"),
-        (lambda d: break_json(d, std=["wide", 1, 1]), "does not hold what it must: could not convert"),
-        (lambda d: break_json(d, class_names=["only"]), "does not hold what it must: .*at least two"),
+        (lambda d: break_json(d, chip_size="gone"), "missing required field `chip_size`"),
+        (lambda d: break_json(d, mean=[1.0]), "model.json is damaged .*must be as many"),
+        (lambda d: break_json(d, std=["wide", 1, 1]), r"Expected `float`, got `str` - at `\$.std.0.`"),
+        (lambda d: break_json(d, std=[math.nan, 1, 1]), "std .* must be finite"),
+        (lambda d: break_json(d, mean=[1, None, 1]), r"Expected `float`, got `null` - at `\$.mean.1.`"),
+        (lambda d: break_json(d, mean=[1, 10**400, 1]), "model.json is damaged"),
+        (lambda d: break_json(d, std=[1, -1, 1]), "std .* at least 0"),
+        (lambda d: break_json(d, chip_size=0), "chip_size 0 must be at least 1"),
+        (lambda d: break_json(d, chip_size=30.5), "Expected `int`, got `float`"),
+        (lambda d: break_json(d, bands=[0, 1, 2]), "must be of different bands"),
+        (lambda d: break_json(d, band_names=["a", "a", "b"]), "must be of different bands"),
+        (lambda d: break_json(d, class_names=["only"]), "class_names .* must be 2 to 255"),
+        (lambda d: break_json(d, class_names=["a", "a"]), "class_names .* none twice"),
+        (lambda d: break_json(d, pixel_size_range=[3, 1]), "pixel_size_range .*smallest, largest"),
+        (lambda d: break_json(d, metrics=7), "Expected `object`, got `int`"),
+        (lambda d: break_json(d, architecture="unett"), "names a network that cannot be built: .*unett"),
+        (lambda d: as_pipe(d / "model.json"), "model.json could not be read .it is a named pipe"),
+        (lambda d: as_pipe(d / "model.safetensors"), "model.safetensors cannot be read: it is a named pipe"),
         (lambda d: (d / "model.safetensors").unlink(), "model.safetensors cannot be read: No such file"),
         (flip_a_byte, "model.safetensors is not the file that model.json was written with"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\0" * 9), "is not the file that model.json"),
@@ -351,8 +375,10 @@ def flip_a_byte(directory):
 def test_broken_bundles_are_refused(harm, text, tmp_path):
     save_bundle(tmp_path / "model", build_model(LINEAR), LINEAR)
     harm(tmp_path / "model")
-    with pytest.raises(InputError, match=text):
+    with pytest.raises(InputError, match=text) as error:
         load_bundle(tmp_path / "model")
+    if error.type is DamagedError:
+        told("bundle-damaged", str(error.value))
 
 
 def test_a_bundle_without_weights_has_no_sha256(tmp_path):

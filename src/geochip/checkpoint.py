@@ -6,7 +6,10 @@ altered shows in its own name. It is never unpickled freely (`weights_only`).
 """
 
 import hashlib
+import inspect
 import io
+import math
+import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -14,15 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from geochip.errors import InputError, WorkError
-from geochip.files import write_durably
+from geochip.documents import as_document
+from geochip.errors import DamagedError, InputError, WorkError
+from geochip.files import read_regular, write_durably
 
 KEEP = 2
 
 Place = tuple[int, int]
 """(epochs that are finished, steps of the next that are)"""
+
+# What remedies the newest one: `load_newest` then takes the one before it.
+_REMOVE = (
+    "remove it and run the same command again, which goes on after the checkpoint before it, or begins anew without one"
+)
 
 # Those of earlier versions have no step in their names.
 _NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?-([0-9a-f]{16})\.pt")
@@ -53,6 +63,19 @@ class Checkpoint:
     """The model's state_dict."""
     optimizer: dict[str, Any]
     """The optimizer's state_dict."""
+
+    def __post_init__(self) -> None:
+        if self.epoch < 0 or self.step < 0:
+            raise ValueError(f"epoch {self.epoch} and step {self.step} must be at least 0")
+        for name, values, wanted in (
+            ("loss_sums", self.loss_sums, self.step),
+            ("valid", self.valid, self.step),
+            ("history", self.history, self.epoch),
+        ):
+            if len(values) != wanted:
+                raise ValueError(f"{name} has {len(values)} items where there should be {wanted}")
+        if not all(map(math.isfinite, (*self.loss_sums, self.seconds))) or min((*self.valid, self.seconds)) < 0:
+            raise ValueError("losses must be finite, and pixels and seconds at least 0")
 
     @property
     def place(self) -> Place:
@@ -101,7 +124,7 @@ def load_newest(directory: Path, warn: Callable[[str], None]) -> Checkpoint | No
 
     Raises:
         WorkError: when the disk does not give it now.
-        InputError: when another version of geochip saved it.
+        InputError: when another version of geochip saved it, or something else altogether did.
     """
     found = _files(directory)
     for path, _ in found:
@@ -117,7 +140,7 @@ def load_newest(directory: Path, warn: Callable[[str], None]) -> Checkpoint | No
 def _load(path: Path) -> tuple[str, Checkpoint | None]:
     """(what is wrong, None) or ("", the checkpoint)."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         # Not passed over: an older one would be gone on from, and this one removed, for a disk's bad moment.
         raise WorkError(
@@ -126,13 +149,25 @@ def _load(path: Path) -> tuple[str, Checkpoint | None]:
     match = _NAME.fullmatch(path.name)
     if match is None or hashlib.sha256(data).hexdigest()[:16] != match[3]:
         return "it is not the file that was saved: its checksum is not the one in its name", None
-    content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    if set(content) != {known.name for known in fields(Checkpoint)}:
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise DamagedError(
+            f"{path} holds something else than the numbers of a training, and loading it could run code: it is not "
+            f"what geochip saved; {_REMOVE}"
+        ) from None
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError, OSError) as error:
+        raise DamagedError(f"{path} is damaged ({' '.join(str(error).split())[:300]}); {_REMOVE}") from None
+    if isinstance(content, dict) and set(content) != {known.name for known in fields(Checkpoint)}:
         raise InputError(
             f"{path} was saved by another version of geochip; go on with that version, or begin another training with "
             f"another run_dir or by removing {path.parent}"
         )
-    return "", Checkpoint(**content)
+    checkpoint = as_document(content, Checkpoint, str(path), _REMOVE)
+    named = (int(match[1]), int(match[2] or 0))
+    if checkpoint.place != named:
+        raise DamagedError(f"{path} is damaged (it holds epoch and step {checkpoint.place}, not {named}); {_REMOVE}")
+    return "", checkpoint
 
 
 def _files(directory: Path) -> list[tuple[Path, Place]]:
@@ -145,6 +180,62 @@ def _files(directory: Path) -> list[tuple[Path, Place]]:
         if (match := _NAME.fullmatch(path.name))
     ]
     return sorted(found, key=lambda item: (item[1], item[0].name), reverse=True)
+
+
+def restore(checkpoint: Checkpoint, directory: Path, what: nn.Module | Optimizer) -> None:
+    """Put a model, or its optimizer, back to where it was.
+
+    Args:
+        checkpoint: of `load_newest`.
+        directory: where it is, for the error.
+        what: the network that was trained, or the optimizer of its weights as new.
+
+    Raises:
+        DamagedError: when what is saved does not fit it.
+    """
+    path = next((path for path, place in _files(directory) if place == checkpoint.place), directory)
+    try:
+        if isinstance(what, Optimizer):
+            _restore_optimizer(what, checkpoint.optimizer)
+        else:
+            what.load_state_dict(checkpoint.model)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        fault = " ".join(str(error).split())[:300]
+        raise DamagedError(f"{path} does not fit the network of this training ({fault}); {_REMOVE}") from None
+
+
+def _restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimizer's state, and see that its next step will find what it needs: torch only counts the weights.
+
+    Raises:
+        ValueError and others of torch's: when it is not this optimizer's.
+    """
+    fresh = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, as_new in zip(optimizer.param_groups, fresh, strict=True):
+        for key, value in as_new.items():
+            # The learning rate is set at every step.
+            if key != "lr" and group.get(key) != value:
+                raise ValueError(f"the optimizer's {key} is {group.get(key)!r}, should be {value!r}")
+    wanted = _state_names(optimizer)
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            state_of = optimizer.state.get(weight, {})
+            if state_of and set(state_of) != wanted:
+                raise ValueError(f"the optimizer's state is of {', '.join(map(str, state_of))}")
+            for name, value in state_of.items():
+                if not isinstance(value, Tensor) or value.shape not in (weight.shape, torch.Size()):
+                    raise ValueError(f"the optimizer's {name} has the wrong shape or type for a weight")
+
+
+def _state_names(optimizer: Optimizer) -> set[str]:
+    """What an optimizer of this kind keeps for each weight, found out by a step of another one."""
+    weight = torch.zeros(1, requires_grad=True)
+    weight.grad = torch.zeros(1)
+    taken = inspect.signature(type(optimizer)).parameters
+    another = type(optimizer)([weight], **{key: value for key, value in optimizer.defaults.items() if key in taken})
+    another.step()
+    return set(another.state[weight])
 
 
 def require_same_settings(checkpoint: Checkpoint, settings: Mapping[str, Any], directory: Path) -> None:

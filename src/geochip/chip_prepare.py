@@ -1,5 +1,6 @@
 """What is known of a chipping run before its first byte is written: scenes, faults, plan, overlaps."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,14 +10,29 @@ import shapely
 
 import geochip
 from geochip.chip_audit import Overlap, audit_overlap
+from geochip.chip_placement import Missed, grid_of, missed_by_areas, missed_by_labels
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError
-from geochip.labels import Grid, LabelError, label_crs, read_aoi
-from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, plan_chips
-from geochip.sampling import candidates_of, places_of
-from geochip.scenes import Catalogue, Scene, aoi_path, find_scenes, odd_ones, set_aside
-from geochip.store import SplitResult, make_header, read_header
+from geochip.labels import LabelError, label_crs, read_aoi
+from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, places_in, plan_chips, windows_in
+from geochip.sampling import wanted_of
+from geochip.scenes import (
+    Catalogue,
+    Outputs,
+    Scene,
+    Squares,
+    aoi_path,
+    find_scenes,
+    odd_ones,
+    refuse_overwriting,
+    set_aside,
+    without_crs,
+)
+from geochip.store import SplitResult, journal_path, make_header, read_header
 from geochip.windows import Window
+
+# Of one scene: a worker lists them all, at some hundred bytes each.
+_MOST_WINDOWS = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +48,8 @@ class Prepared:
     header: dict[str, Any]
     nodata: float | None
     """The store's nodata value."""
+    missed: Missed
+    """What to say of scenes that no feature of their label meets, or that lie outside of their area of interest."""
 
     @property
     def first(self) -> Scene:
@@ -43,9 +61,12 @@ def prepare(config: RunConfig) -> Prepared:
     """Find the scenes, see what is wrong with them and plan the chips; nothing is written.
 
     Raises:
-        InputError: when no scene can be used; see `find_scenes`.
+        InputError: when no scene can be used (see `find_scenes`), or when the labels of a split, or its areas of
+            interest, lie elsewhere than its scenes.
     """
     found = find_scenes(config)
+    refuse_overwriting(config, found, outputs_of(config))
+    found = set_aside(found, [(scene, fault) for scene in found.scenes if (fault := size_fault(scene, config))])
     scenes = {(scene.split, scene.scene_id): scene for scene in found.scenes}
     aois, faults, uncertain = label_faults(scenes, config)
     catalogue = set_aside(found, [(scenes[name], fault) for name, fault in faults.items()])
@@ -55,6 +76,7 @@ def prepare(config: RunConfig) -> Prepared:
     layout = known.get("layout")
     like = (layout["dtype"], tuple(layout["band_names"])) if layout else None
     catalogue = set_aside(catalogue, odd_ones(catalogue.scenes, like))
+    missed = missed_by_labels(catalogue.scenes, config) | missed_by_areas(aois, scenes, config)
     plan = plan_chips(
         catalogue.order,
         scenes,
@@ -70,6 +92,8 @@ def prepare(config: RunConfig) -> Prepared:
             "chips.aoi, chips.edge: no scene has room for a chip; choose a smaller chips.size, another chips.edge, or "
             "chips.aoi_within false"
         )
+    if found.squares is not None and config.chips.method == "grid" and config.chips.aoi is None:
+        require_grid_windows(plan, found.squares)
     if layout is None:
         first, nodata = catalogue.scenes[0], [one.nodata for one in scenes.values() if one.nodata is not None]
         layout = {
@@ -81,7 +105,8 @@ def prepare(config: RunConfig) -> Prepared:
             "nodata": str(nodata[0]) if nodata else None,
         }
     places = {one.name: one.places for split in plan.splits for one in split.scenes if one.reserved}
-    header = make_header(*chips_depend_on(plan, config), places=places, layout=layout)
+    divided = found.squares is not None
+    header = make_header(*chips_depend_on(plan, config, divided=divided), places=places, layout=layout)
     overlap = None
     if not config.chips.depend_on_content:
         overlap = audit_overlap(plan, config.train.split, lambda scene: planned_windows(scene, config))
@@ -92,6 +117,48 @@ def prepare(config: RunConfig) -> Prepared:
         overlap=overlap,
         header=header,
         nodata=None if layout["nodata"] is None else float(layout["nodata"]),
+        missed=missed,
+    )
+
+
+def require_grid_windows(plan: ChipPlan, squares: Squares) -> None:
+    """Raise `InputError` when the grid has no window in any block of a split, as in one that is turned."""
+    chips = {split.split: split.chips for split in plan.splits}
+    if empty := [split for split in squares.owners if not chips.get(split)]:
+        raise InputError(
+            f"chips.method: no window of the grid lies inside the blocks of {' and '.join(empty)}, which are "
+            f"{squares.side:g} m wide; choose chips.method random, a smaller chips.stride or a larger split.block"
+        )
+
+
+def size_fault(scene: Scene, config: RunConfig) -> str | None:
+    """Why a scene has room for more windows than memory has; None when it has not."""
+    chips = config.chips
+    wanted = wanted_of(chips, height=scene.height, width=scene.width)
+    if chips.method == "grid":
+        stride = chips.stride or chips.size
+        wanted = math.prod(-(-max(length - chips.size, 0) // stride) + 1 for length in (scene.height, scene.width))
+    if wanted <= _MOST_WINDOWS:
+        return None
+    return (
+        f"{scene.image} has {scene.height} x {scene.width} pixels, of which {wanted} chips are asked for, and one "
+        f"scene may give {_MOST_WINDOWS}; ask for fewer (chips.stride, chips.per_area, chips.method random), or divide "
+        "the image (gdal_translate -srcwin)"
+    )
+
+
+def outputs_of(config: RunConfig) -> Outputs:
+    """What chipping writes."""
+    store = config.chip_store
+    return Outputs(
+        option="chips.store" if config.chips.store else "run_dir",
+        remedy="choose another --chips.store" if config.chips.store else "choose another run_dir, or set --chips.store",
+        files={
+            config.catalogue_path: "the table of scenes",
+            config.chip_table_path: "the table of chips",
+            journal_path(store): "the journal",
+        },
+        stores=(store, store.with_name(f"{store.name}.creating"), store.with_name(f"{store.name}.labels")),
     )
 
 
@@ -111,18 +178,13 @@ def label_faults(
             aois[name] = read_aoi(str(path), grid_of(scene))
         except LabelError as error:
             uncertain.add(name)
-            faults[name] = f"chips.aoi: {str(error).removeprefix('label ')}"
+            faults[name] = str(error)
     return aois, faults, frozenset(uncertain)
 
 
 def _name(key: str) -> Name:
     split, _, scene_id = key.partition("/")
     return split, scene_id
-
-
-def grid_of(scene: Scene) -> Grid:
-    """The pixel grid of a scene, for its labels."""
-    return Grid(height=scene.height, width=scene.width, transform=scene.transform, crs=scene.crs)
 
 
 def label_fault(scene: Scene) -> str | None:
@@ -133,9 +195,10 @@ def label_fault(scene: Scene) -> str | None:
     except LabelError as error:
         return str(error)
     if scene.crs is None and declared is not None:
+        reason, remedy = without_crs(scene)
         return (
-            f"{scene.image} has no CRS while label {scene.label} is in {declared.to_string()}, so nothing tells where "
-            "the label lies on the image; assign one to the image (gdal_edit.py -a_srs)"
+            f"{reason} while label {scene.label} is in {declared.to_string()}, so nothing tells where the label lies "
+            f"on the image; {remedy}"
         )
     return None
 
@@ -144,10 +207,7 @@ def planned_windows(planned: PlannedScene, config: RunConfig) -> list[Window]:
     """The windows of a scene where what pixels hold does not decide."""
     scene = planned.scene
     assert scene is not None
-    candidates = candidates_of(
-        config.chips, scene_id=scene.scene_id, height=scene.height, width=scene.width, aoi=planned.aoi
-    )
-    return [place[0] for place in candidates[: planned.places]]
+    return [place[0] for place in windows_in(config.chips, scene, planned.aoi)[: planned.places]]
 
 
 def judge_overlap(overlap: Overlap, config: RunConfig, error: type[InputError] | type[WorkError] = InputError) -> None:
@@ -231,7 +291,5 @@ def windows_without_place(ready: Prepared, config: RunConfig) -> int:
     for split in ready.plan.splits:
         for one in split.scenes:
             if one.reserved and one.scene is not None:
-                height, width = one.scene.height, one.scene.width
-                wanted = places_of(config.chips, scene_id=one.scene_id, height=height, width=width, aoi=one.aoi)
-                count += max(0, wanted - one.places)
+                count += max(0, places_in(config.chips, one.scene, one.aoi) - one.places)
     return count

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import shapely
 
 from geochip.config import RunConfig
 from geochip.plan import ChipPlan, SplitPlan
 from geochip.progress import counted
-from geochip.scenes import Catalogue, SetAside, settle_bad_scenes
+from geochip.scenes import Catalogue, SetAside, notice_lines, settle_bad_scenes
 from geochip.statistics import PERCENTILES, BandStatistics
 from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, SplitResult
 
@@ -64,25 +65,48 @@ def megabytes(size: float) -> str:
 
 def describe_plan(plan: ChipPlan, catalogue: Catalogue, config: RunConfig, expected: Estimate) -> None:
     """Print what is going to be done."""
+    for text in catalogue.near:
+        print(f"warning: {text}")
     for item in [*catalogue.unlabelled, *catalogue.buffered]:
         print(f"left out: {item}")
     for item in catalogue.bad:
         print(f"set aside: {item}")
+    for line in notice_lines(catalogue.scenes):
+        print(line)
     cramped = [one for split in plan.splits for one in split.scenes if one.usable and one.places < one.wanted]
     for one in cramped[:_NAMED]:
         print(f"scene {one.scene_id} ({one.split}): room for {one.places} of {one.wanted} different windows")
     if len(cramped) > _NAMED:
         print(f"... and {counted(len(cramped) - _NAMED, 'more scene')} with room for fewer windows than were asked for")
+    if (division := describe_squares(catalogue)) is not None:
+        print(division)
     size = config.chips.size
     counts = ", ".join(f"{split.chips} in {split.split}" for split in plan.splits)
-    scenes = sum(len(split.scenes) for split in plan.splits)
-    print(f"{counted(scenes, 'scene')}, {counted(plan.chips, 'chip')} of {size} x {size} ({counts})")
+    print(f"{counted(plan.images, 'scene')}, {counted(plan.chips, 'chip')} of {size} x {size} ({counts})")
     print(
         f"{counted(plan.shards, 'shard')} of {counted(plan.shard, 'chip')} in {counted(expected.tasks, 'task')}; at "
         f"most {megabytes(expected.raw_bytes)} on disk (imagery mostly shrinks to 0.6 of it) in "
         f"{counted(expected.files, 'file')}; "
         f"about {megabytes(expected.worker_bytes)} of memory for each worker"
     )
+
+
+def describe_squares(catalogue: Catalogue) -> str | None:
+    """How squares of ground divide the scenes, in words; None where each scene is whole."""
+    squares = catalogue.squares
+    if squares is None:
+        return None
+    parts = []
+    for split, owned in squares.owners.items():
+        regions = [
+            (scene.height * scene.width if scene.region is None else shapely.area(scene.region), scene.pixel_size or 0)
+            for scene in catalogue.scenes
+            if scene.split == split
+        ]
+        area = sum(pixels * side**2 for pixels, side in regions) / 1e6
+        parts.append(f"{len(owned)} in {split} ({area:.3g} km² to cut from)")
+    apart = f"; {squares.home} keeps {squares.apart:.4g} m away from blocks of other splits" if squares.apart else ""
+    return f"scenes are divided by blocks of {squares.side:g} m: {', '.join(parts)}{apart}"
 
 
 class Rates:

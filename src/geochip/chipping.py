@@ -12,7 +12,6 @@ shards in a journal beside the store; a rerun does what is missing.
 
 import contextlib
 import io
-import shutil
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,9 +24,11 @@ import geopandas as gpd
 import numpy as np
 
 from geochip.chip_audit import audit_overlap
+from geochip.chip_placement import describe_missed, missed_when_drawn
 from geochip.chip_prepare import (
     Prepared,
     judge_overlap,
+    outputs_of,
     prepare,
     store_attributes,
     windows_by_scene,
@@ -50,13 +51,13 @@ from geochip.chip_worker import ChipJob, changed_scenes, fill_shards
 from geochip.cluster import dask_client, describe_jobs, require_cluster, run_tasks, worker_count
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError, run_command
-from geochip.files import write_durably
-from geochip.labels import LabelError, LabelRules, indexed_label
+from geochip.files import refuse_foreign, write_durably
+from geochip.labels import LabelError, LabelRules, indexed_label, remove_indexes
 from geochip.plan import ChipPlan, ChipTask
 from geochip.progress import ProgressReport
 from geochip.recheck import describe_doubtful, recheck
 from geochip.run_file import parse_command
-from geochip.scenes import SetAside, catalogue_frame
+from geochip.scenes import SetAside, catalogue_frame, refuse_read_later
 from geochip.store import (
     ChipStore,
     Journal,
@@ -105,6 +106,7 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
     ready = prepare(config)
     expected = estimate(ready.plan, len(ready.first.bands), ready.first.dtype, config.chips.size)
     describe_plan(ready.plan, ready.catalogue, config, expected)
+    describe_missed(ready.missed, len(ready.scenes))
     if ready.overlap is not None:
         judge_overlap(ready.overlap, config)
     store = config.chip_store
@@ -275,6 +277,7 @@ def batches(tasks: Iterator[ChipTask], size: int) -> Iterator[tuple[ChipTask, ..
 def indexed_labels(labels: Iterable[str], store: Path) -> Iterator[tuple[tuple[str, str], ...]]:
     """Copies with a spatial index of labels that are too large for every task to read whole, while the work lasts."""
     directory = store.with_name(f"{store.name}.labels")
+    refuse_foreign(directory, "chips.store")
     copies = []
     try:
         for label in sorted(labels):
@@ -283,15 +286,15 @@ def indexed_labels(labels: Iterable[str], store: Path) -> Iterator[tuple[tuple[s
                 copies.append((label, indexed_label(label, directory)))
         yield tuple((label, copy) for label, copy in copies if copy != label)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_indexes(directory)
 
 
 def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) -> None:
     """Write what the tasks found out into the store, the tables beside it, and tell it.
 
     Raises:
-        WorkError: when chips of different splits overlap, where that shows only now, or when more scenes are bad than
-            `data.max_bad_scenes` allows.
+        WorkError: when chips of different splits overlap, or no label of a split meets its scene, where that shows only
+            now, or when more scenes are bad than `data.max_bad_scenes` allows.
     """
     plan, store, classes = ready.plan, config.chip_store, config.data.classes
     by_split = {split.split: [task.key for task in plan.tasks() if task.split == split.split] for split in plan.splits}
@@ -308,6 +311,7 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
         cut_windows = windows_by_scene(plan, results)
         overlap = audit_overlap(plan, config.train.split, lambda scene: cut_windows[scene.split, scene.scene_id])
         judge_overlap(overlap, config, WorkError)
+    missed = missed_when_drawn(plan, records.values(), config, ready.missed)
     statistics = statistics_of_split(
         records_of(config.train.split), config.train.split, len(ready.first.bands), classes
     )
@@ -327,6 +331,7 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
         f"{store}: {megabytes(size)} of chips, made by workers of at most {megabytes(peak)}; open it with "
         f"xarray.open_datatree({str(store)!r}), see some with --preview, or open {config.chip_table_path} in QGIS"
     )
+    describe_missed(missed, len(ready.scenes))
     describe_faults(
         config,
         ready.catalogue,
@@ -413,6 +418,8 @@ def preview(config: RunConfig) -> None:
     from geochip.chip_preview import contact_sheet
 
     path = config.chip_store.with_suffix(".png")
+    outputs = outputs_of(config)
+    refuse_read_later(config, replace(outputs, files={path: "the picture of chips"}, stores=()))
     drawn = contact_sheet(store, path)
     print(f"{path}: {drawn} chips with their labels")
 

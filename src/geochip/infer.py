@@ -82,11 +82,18 @@ def main(argv: Sequence[str]) -> None:
     plan = plan_inference(config, called.files or config.infer.files)
     for warning in plan.warnings:
         print(f"warning: {warning}")
+    for line in plan.notices:
+        print(line)
     sliding = plan.sliding
     print(
         f"{counted(len(plan.scenes), 'scene')}, {counted(plan.windows, 'window')} of {sliding.size} x {sliding.size} "
         f"pixels, {sliding.stride} pixels apart"
     )
+    if plan.squares is not None:
+        print(
+            f"blocks of {plan.squares.side:g} m divide the scenes between {', '.join(plan.squares.owners)}: they are "
+            "predicted whole, and geochip.evaluate counts the blocks of infer.split"
+        )
     if "dry_run" in called.switches:
         describe_jobs(config.cluster, "gpu", config.run_dir)
         return
@@ -203,6 +210,9 @@ def work(plan: InferPlan, store: Path, journal: Journal) -> dict[str, SetAside]:
         predictions.finish(finished_scenes(state, list(failed)))
         if client is not None and (cogs := missing_cogs(plan, state.places, journal, failed)):
             write_cogs_on(client, plan, predictions, cogs, journal)
+    if plan.config.infer.cog:
+        # Of workers that were killed, in this run or an earlier one; those of this run have ended.
+        sweep_cogs(plan.config.cog_dir, predictions)
     return failed
 
 
@@ -301,7 +311,6 @@ def write_cogs_on(
 ) -> None:
     """Write GeoTIFFs on the cluster."""
     directory = plan.config.cog_dir
-    sweep_cogs(directory)
     store, target = str(predictions.path.absolute()), str(directory.absolute())
     tasks = ((f"cog-{number}", (store, target, some)) for number, some in enumerate(_shared_out(scenes)))
     with ProgressReport("writing GeoTIFFs", len(scenes)) as progress:

@@ -8,6 +8,7 @@ from typing import Any
 import geochip
 from geochip.infer_plan import InferPlan, predictions_depend_on
 from geochip.infer_worker import Piece
+from geochip.scenes import RECORD
 from geochip.store import (
     Journal,
     PredictedScene,
@@ -77,6 +78,7 @@ def store_settings(plan: InferPlan, fingerprint: str) -> dict[str, Any]:
             "stride": sliding.stride,
             "blend": sliding.blend,
             "batch_size": sliding.batch_size,
+            **({} if plan.squares is None else {RECORD: plan.squares.to_json()}),
         },
     }
 

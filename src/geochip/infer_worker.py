@@ -165,11 +165,12 @@ def predict_piece(job: Job, model: SegmentationModel, piece: Piece) -> tuple[lis
 def with_nodata(
     image_bhw: npt.NDArray[Any], valid_hw: npt.NDArray[np.bool_], scenes: float | None, models: float | None
 ) -> npt.NDArray[Any]:
-    """Pixels that are not valid get the model's nodata value, or 0, where the scene has another one.
+    """Pixels that are not valid hold what they hold in the chips that the model was trained on: its nodata value.
 
-    Where both agree pixels are left as they are, as in the chips that the model was trained on.
+    A model of scenes without such a value has seen them as they are, under a mask for example; only where the scene has
+    one, which the model never saw, they become 0.
     """
-    if scenes == models or valid_hw.all():
+    if valid_hw.all() or (scenes is None and models is None):
         return image_bhw
     return np.where(valid_hw, image_bhw, np.asarray(models or 0, image_bhw.dtype))
 

@@ -3,10 +3,13 @@
 One CPU or one GPU:
     python -m geochip.train_ddp --config run.yaml
 Four GPUs, or four processes that share the CPUs, of one machine:
-    torchrun --standalone --nproc-per-node=4 -m geochip.train_ddp --config run.yaml
-Two machines with four GPUs each, run on both (HOST is one of them; run_dir and the chip store are on a shared disk):
-    torchrun --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-id=1 --rdzv-endpoint=HOST:29500 \
+    torchrun --nproc-per-node=4 --master-port=29500 -m geochip.train_ddp --config run.yaml
+Two machines with four GPUs each (HOST is the first; on the second --node-rank=1; run_dir and the chip store are on a
+shared disk):
+    torchrun --nnodes=2 --node-rank=0 --nproc-per-node=4 --master-addr=HOST --master-port=29500 \
         -m geochip.train_ddp --config run.yaml
+The port is any free one. With a port given torchrun uses a static rendezvous; with --standalone or
+--rdzv-backend=c10d it unpickles what anyone who reaches its port puts there, see docs/security.md.
 
 Each process is a rank. train.batch_size chips pass through each rank a step, so the global batch is that times the
 number of ranks; the first line printed says it. Losses are sums over pixels divided by the number of valid pixels of
@@ -17,12 +20,15 @@ on after the newest whole checkpoint and ends with the weights and the log of a 
 bit on one or two ranks on CPUs; GPUs, and more ranks, add up in no fixed order). At the end the model's bundle is
 written: weights and data contract, for geochip.infer.
 
+One training at a time writes a run_dir; train.lock in it names the process, and is gone when it ends.
+
 SIGUSR2 or SIGTERM to any rank, or a file train/stop, asks the training to stop. At the next step, or batch of
 validation, a checkpoint within the epoch is saved and all ranks leave together, with exit code 130 (torchrun makes it
 1). train/interrupted then holds a line that says why and where; the next start removes it and goes on at that step. So
 a batch script submits its job again if and only if that file is there. Mind when sending signals:
   - torchrun passes SIGTERM on to its ranks, and kills them 30 s later. SIGUSR2 would end torchrun itself: start it from
     a shell that ignores it (trap '' USR2) and signal a rank, or make train/stop.
+  - Ranks whose torchrun is gone, killed say, are asked as by SIGTERM, and are gone a minute later at most.
   - A SIGTERM that comes more than 5 s after the first one ends a rank at once.
 Who is killed without being asked loses what was done since the last checkpoint; see train.save_minutes.
 
@@ -34,16 +40,17 @@ empty where there is nothing to say, for a class that is nowhere, say.
 
 if __name__ == "__main__":
     # Before PyTorch's import, which takes seconds: a signal meanwhile is kept for the first step.
-    from geochip.interruption import take_note_of_signals
+    from geochip.interruption import end_with_torchrun, take_note_of_signals
 
     take_note_of_signals()
+    end_with_torchrun()
 
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -54,7 +61,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from geochip.checkpoint import Checkpoint, Place, load_newest, require_same_settings, save_checkpoint
+from geochip.checkpoint import Checkpoint, Place, load_newest, require_same_settings, restore, save_checkpoint
 from geochip.config import RunConfig, available_cpus
 from geochip.dataset import BatchReader, TrainingData, find_data, training_batches
 from geochip.errors import GeochipError, InputError, WorkError, run_command
@@ -79,8 +86,9 @@ from geochip.model import (
 from geochip.progress import ProgressReport
 from geochip.ranks import Ranks, ToldElsewhereError, choose_device
 from geochip.run_file import parse_run_config
+from geochip.store import StoreLock
 from geochip.train_steps import learning_rate, next_batch, summed_loss, training_mode, validate
-from geochip.training_log import EpochLosses, Row, TrainingLog, in_one_line
+from geochip.training_log import EpochLosses, Row, TrainingLog, in_one_line, make_places
 
 
 def main(argv: Sequence[str]) -> None:
@@ -108,8 +116,14 @@ def main(argv: Sequence[str]) -> None:
 
 def train(argv: Sequence[str], ranks: Ranks) -> None:
     """Train, from the command line to the bundle. Every rank runs every line; `ranks` keeps them together."""
-    # Everything that can be wrong with configuration and input, before anything is written.
     config = ranks.alike(read_config, argv)
+    with only_training(config, ranks) as lock:
+        train_alone(config, ranks, lock)
+
+
+def train_alone(config: RunConfig, ranks: Ranks, lock: StoreLock) -> None:
+    """Train, while no other process trains in run_dir."""
+    # Everything that can be wrong with configuration and input, before anything is written.
     settings, rank, world = config.train, ranks.rank, ranks.world
     requests = Requests(config.train_dir, first=rank == 0, save_minutes=settings.save_minutes)
     ranks.alike(requests.forget, since=time_of_start())
@@ -133,7 +147,7 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
     model = ranks.alike(make_model, config, data.contract, load_weights=rank == 0 and saved is None)
     history: list[Row] = []
     if saved is not None:
-        model.load_state_dict(saved.model)
+        ranks.alike(restore, saved, config.train_dir, model)
         history = list(saved.history)
     if done >= settings.epochs:
         ranks.say(f"the training had already finished: {done} of {settings.epochs} epochs")
@@ -141,7 +155,7 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
         return
     training_mode(model, settings)
     ranks.alike(rehearse, model, batch_size=settings.batch_size, chip_size=data.contract.chip_size)
-    ranks.alike(make_directory, config.train_dir, "run_dir")
+    ranks.alike(make_places, config.train_dir)
 
     model.to(device)
     ddp: nn.Module = model
@@ -150,7 +164,7 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
     optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], lr=settings.lr)
     losses, seconds = EpochLosses(ranks), 0.0  # of the steps of the epoch that is under way
     if saved is not None:
-        optimizer.load_state_dict(saved.optimizer)
+        ranks.alike(restore, saved, config.train_dir, optimizer)
         losses, seconds = EpochLosses(ranks, saved.loss_sums, saved.valid), saved.seconds
         within = f" and {saved.step} of {steps} steps" if saved.step else ""
         ranks.say(f"going on after epoch {done} of {settings.epochs}{within}, from {config.train_dir}")
@@ -171,6 +185,7 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
             model=model.state_dict(),  # BatchNorm's statistics too: DDP gives all ranks the first one's at every step
             optimizer=optimizer.state_dict(),
         )
+        ranks.alike(lock.check)
         ranks.alike(write_checkpoint, config.train_dir, checkpoint, ranks)
         requests.has_saved()
         return checkpoint.place
@@ -255,6 +270,36 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
             ranks.say(in_one_line(history[-1], settings.epochs, data.contract.class_names))
     ranks.alike(finish, config.bundle_dir, model, data.contract, history, ranks)
     ranks.alike(requests.forget)
+
+
+@contextmanager
+def only_training(config: RunConfig, ranks: Ranks) -> Iterator[StoreLock]:
+    """Hold the lock of the training in run_dir, on the first rank.
+
+    Raises:
+        InputError: when another process trains there; the error names it.
+    """
+    lock = StoreLock(config.train_dir, "run_dir")
+    made = ranks.alike(take_lock, lock, ranks)
+    try:
+        yield lock
+    finally:
+        lock.release()
+        # Where it ends before it begins, nothing is left.
+        for directory in made:
+            with suppress(OSError):
+                directory.rmdir()
+
+
+def take_lock(lock: StoreLock, ranks: Ranks) -> list[Path]:
+    """Take the lock, on the first rank; returns the directories that were made for it, innermost first."""
+    if ranks.rank != 0:
+        return []
+    directory = lock.path.absolute().parent
+    missing = [one for one in (directory, *directory.parents) if not one.exists()]
+    make_directory(directory, "run_dir")
+    lock.acquire()
+    return missing
 
 
 def key_of(*numbers: int) -> int:

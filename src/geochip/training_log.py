@@ -11,9 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from geochip.files import write_durably
+from geochip.errors import InputError
+from geochip.files import make_directory, naming, write_durably
 from geochip.metrics import scores
 from geochip.ranks import Ranks
+
+_TABLE, _BOARD = "log.csv", "tensorboard"
 
 Row = dict[str, float | int | None]
 """One epoch, by the columns of log.csv."""
@@ -47,6 +50,22 @@ class EpochLosses:
         return np.concatenate([self._before, own])
 
 
+def make_places(directory: Path) -> None:
+    """Make a training's directory, and see that what it will write there has a place.
+
+    Args:
+        directory: of the training.
+
+    Raises:
+        InputError: when it cannot be written to, or something else stands where the log belongs.
+    """
+    make_directory(directory, "run_dir")
+    make_directory(directory / _BOARD, "run_dir")
+    table = directory / _TABLE
+    if table.exists() and not table.is_file():
+        raise InputError(f"run_dir: {table} is there and is no file, so no log can be written; remove it")
+
+
 class TrainingLog:
     """Writes a table and TensorBoard's files. A context manager."""
 
@@ -60,12 +79,12 @@ class TrainingLog:
             steps: of an epoch.
             enabled: False writes nothing, on a rank that is not the first.
         """
-        self._path, self._steps, self._enabled = directory / "log.csv", steps, enabled
+        self._path, self._steps, self._enabled = directory / _TABLE, steps, enabled
         if enabled:
             # Imported here: the other ranks do without what TensorBoard brings along.
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=len(history) * steps + 1)
+            self._board = SummaryWriter(str(directory / _BOARD), purge_step=len(history) * steps + 1)
             self._write_table(history)
 
     def __enter__(self) -> Self:
@@ -73,7 +92,8 @@ class TrainingLog:
 
     def __exit__(self, *_: object) -> None:
         if self._enabled:
-            self._board.close()
+            with naming(self._path.parent / "tensorboard"):
+                self._board.close()
 
     def write(self, history: Sequence[Row], step_losses: npt.NDArray[np.float64]) -> None:
         """Log the newest epoch.
@@ -89,12 +109,13 @@ class TrainingLog:
             return
         self._write_table(history)
         done = len(history) * self._steps
-        for number, loss in enumerate(step_losses, start=done - len(step_losses) + 1):
-            self._board.add_scalar("step/train_loss", float(loss), number)
-        for name, value in history[-1].items():
-            if value is not None and name != "epoch":
-                self._board.add_scalar(f"epoch/{name}", value, done)
-        self._board.flush()
+        with naming(self._path.parent / "tensorboard"):
+            for number, loss in enumerate(step_losses, start=done - len(step_losses) + 1):
+                self._board.add_scalar("step/train_loss", float(loss), number)
+            for name, value in history[-1].items():
+                if value is not None and name != "epoch":
+                    self._board.add_scalar(f"epoch/{name}", value, done)
+            self._board.flush()
 
     def _write_table(self, history: Sequence[Row]) -> None:
         text = io.StringIO(newline="")

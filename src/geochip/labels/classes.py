@@ -13,6 +13,7 @@ import pandas as pd
 
 from geochip.config import IGNORE, LabelsConfig
 from geochip.labels.errors import LabelError
+from geochip.names import composed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +58,13 @@ class LabelRules:
 
 
 def as_text(value: Any) -> str:
-    """A value as a run file names it: 1.0 is "1", since one missing value makes floats of a column of integers."""
+    """A value as a run file names it: 1.0 is "1", since one missing value makes floats of a column of integers.
+
+    In Unicode's normal form C, as the run file's values are.
+    """
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
-    return str(value)
+    return composed(str(value))
 
 
 def class_ids(

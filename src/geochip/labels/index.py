@@ -1,7 +1,10 @@
 """Very large label files, copied once into a file that knows where its features are."""
 
+import contextlib
 import hashlib
 import os
+import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -16,11 +19,16 @@ import shapely
 from geochip.errors import WorkError
 from geochip.files import sync
 from geochip.labels.errors import LabelError, one_line
+from geochip.labels.formats import require_features
 from geochip.labels.grid import declared_crs, is_raster, known_crs
 from geochip.labels.vector import INDEX_SUFFIX, ORDER, UNREADABLE
+from geochip.names import for_ogr
 
 # Of these GDAL reads a part without going through the whole file.
 _INDEXED = (".fgb", ".gpkg", ".shp", ".gdb", ".sqlite")
+
+_UNFINISHED = ".index_"
+_COPY = re.compile(rf".*\.[0-9a-f]{{16}}{re.escape(INDEX_SUFFIX)}", re.DOTALL)
 
 
 def indexed_label(path: str, directory: Path, *, at_least: int = 4 * 2**20) -> str:
@@ -37,7 +45,7 @@ def indexed_label(path: str, directory: Path, *, at_least: int = 4 * 2**20) -> s
         at_least: size in bytes from which on a label is copied.
 
     Returns:
-        The path of the copy; `path` itself for smaller files, rasters and formats with an index of their own.
+        The absolute path of the copy; `path` itself for smaller files, rasters and formats with an index of their own.
 
     Raises:
         LabelError: when the label cannot be read.
@@ -51,12 +59,13 @@ def indexed_label(path: str, directory: Path, *, at_least: int = 4 * 2**20) -> s
     if facts.st_size < at_least or is_raster(path) or source.suffix.lower() in _INDEXED:
         return path
     digest = hashlib.sha256(f"{source}\0{facts.st_size}\0{facts.st_mtime_ns}".encode()).hexdigest()[:16]
-    target = directory / f"{source.stem}.{digest}{INDEX_SUFFIX}"
+    # Plain and short, whatever the label is called, for people and for GDAL; absolute, for workers elsewhere.
+    target = directory.absolute() / f"{re.sub(r'[^A-Za-z0-9_-]', '_', source.stem[:50])}.{digest}{INDEX_SUFFIX}"
     if not target.exists():
         try:
             directory.mkdir(parents=True, exist_ok=True)
             # Another process may make the same one: whole files take each other's place.
-            with tempfile.TemporaryDirectory(dir=directory, prefix=".index_") as name:
+            with tempfile.TemporaryDirectory(dir=directory, prefix=_UNFINISHED) as name:
                 copy = Path(name) / target.name
                 _copy(path, copy)
                 with copy.open("rb") as file:
@@ -66,6 +75,25 @@ def indexed_label(path: str, directory: Path, *, at_least: int = 4 * 2**20) -> s
         except OSError as error:
             raise _unwritable(path, directory, error.strerror or str(error)) from None
     return str(target)
+
+
+def remove_indexes(directory: Path) -> None:
+    """Remove the copies that `indexed_label` made, and what killed ones left; nothing else, and through no link.
+
+    Args:
+        directory: where they are kept; it goes as well, unless it holds something else.
+    """
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    for path in directory.iterdir():
+        if path.is_symlink():
+            continue
+        if path.is_dir() and path.name.startswith(_UNFINISHED):
+            shutil.rmtree(path, ignore_errors=True)
+        elif _COPY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _unwritable(path: str, directory: Path, reason: str) -> WorkError:
@@ -78,7 +106,8 @@ def _copy(path: str, target: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with pyogrio.raw.open_arrow(path, use_pyarrow=True) as (meta, reader):
+            require_features(path)
+            with pyogrio.raw.open_arrow(for_ogr(path), use_pyarrow=True) as (meta, reader):
                 crs = declared_crs(path, meta["crs"])
                 geometry = meta["geometry_name"] or "wkb_geometry"
                 if geometry not in reader.schema.names:

@@ -23,6 +23,8 @@ from geochip.windows import Window
 
 # How far the corners of two grids may lie apart that are called the same, in pixels.
 _SAME = 1e-3
+# A CRS that is named by a code, and not written out.
+_SHORT = 20
 # Pixels that are read at once for a window that is made smaller.
 _AT_ONCE = 2**24
 
@@ -70,12 +72,29 @@ class RasterLabel:
             height=dataset.height,
             width=dataset.width,
             transform=dataset.transform,
-            crs=dataset.crs.to_string() if dataset.crs else None,
+            # Without a geotransform a CRS says nothing.
+            crs=dataset.crs.to_string() if dataset.crs and dataset.transform != Affine.identity() else None,
         )
+        self._require_place(found)
         if not _same_pixels(found, grid):
             raise LabelError(
-                f"label {self._path} does not have its image's pixels: it has {_described(found)}; the image has "
+                f"label {self._path} does not have its image's pixels: it has {_described(found)}"
+                f"{_unused_points(dataset)}; the image has "
                 f"{_described(grid)}; resample it onto those (gdalwarp -r near -t_srs -te -ts)"
+            )
+
+    def _require_place(self, found: Grid) -> None:
+        """See that a label lies somewhere, where only that sets it apart from its image."""
+        grid = self._grid
+        a, b, c, d, e, f = tuple(grid.transform)[:6]
+        if found.transform != Affine.identity() or grid.crs is None or b or d:
+            return
+        if (found.height, found.width) == (grid.height, grid.width):
+            crs = grid.crs if len(grid.crs) < _SHORT else "CRS"
+            raise LabelError(
+                f"label {self._path} has no georeference, and its image has one: {_described(grid)}. If it was drawn "
+                f"on just these pixels, give it that (gdal_translate -a_srs {crs} -a_ullr {c:.15g} {f:.15g} "
+                f"{c + a * grid.width:.15g} {f + e * grid.height:.15g})"
             )
 
     def draw(self, window: Window, size: int | None = None) -> npt.NDArray[np.uint8]:
@@ -164,6 +183,12 @@ def _same_pixels(one: Grid, other: Grid) -> bool:
     if np.abs(there - corners).max() > _SAME:
         return False
     return one.crs is None or other.crs is None or same_crs(json.dumps(one.crs), json.dumps(other.crs))
+
+
+def _unused_points(dataset: Any) -> str:
+    """What else relates a label to the earth, and is not used."""
+    points, _ = dataset.gcps
+    return f" and {len(points)} ground control points, which geochip does not use" if points else ""
 
 
 def _described(grid: Grid) -> str:

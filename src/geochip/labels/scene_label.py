@@ -35,6 +35,7 @@ class SceneLabel:
 
     Attributes:
         mended: number of features with an invalid polygon, which was mended, among those read.
+        missed: whether a vector file has features and none of them meets the scene.
 
     Raises:
         LabelError: on entering, for a file that cannot be read, an unknown CRS, coordinates that do not fit it, a CRS
@@ -43,6 +44,7 @@ class SceneLabel:
     """
 
     mended: int = 0
+    missed: bool = False
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class SceneLabel:
             self._in_tiles = all_needed
         else:
             shapes = read_shapes(self._path, grid, self._rules, self._rectangles)
-            self.mended = shapes.mended
+            self.mended, self.missed = shapes.mended, shapes.missed
             self._source = Canvas(
                 shapes.geometries, shapes.values, y_up=self._y_up, all_touched=self._rules.labels.all_touched
             )

@@ -17,7 +17,9 @@ import shapely
 import shapely.errors
 
 from geochip.labels.classes import LabelRules, class_ids, drawing_order
+from geochip.labels.cyclic import Geometries, shown_in
 from geochip.labels.errors import LabelError, one_line
+from geochip.labels.formats import require_features, vector_info
 from geochip.labels.grid import (
     Bounds,
     Grid,
@@ -25,13 +27,11 @@ from geochip.labels.grid import (
     extent,
     ground_metres,
     is_geojson,
-    pixel_transform,
+    scene_transform,
     whole_window,
 )
+from geochip.names import composed, for_ogr
 from geochip.windows import Window
-
-Geometries = npt.NDArray[Any]
-"""Shapely geometries, (n,) of dtype object."""
 
 # GEOS: Point 0, LineString 1, LinearRing 2, Polygon 3, MultiPoint 4, and after it the other collections.
 _POLYGON, _FIRST_COLLECTION = 3, 4
@@ -63,6 +63,8 @@ class Shapes:
     """(n,) what each is drawn with."""
     mended: int
     """How many features held an invalid polygon, which was mended."""
+    missed: bool
+    """Whether the file has features and none of them meets the scene."""
 
 
 def read_shapes(path: str, grid: Grid, rules: LabelRules, rectangles: Sequence[Window]) -> Shapes:
@@ -77,20 +79,36 @@ def read_shapes(path: str, grid: Grid, rules: LabelRules, rectangles: Sequence[W
         pixel = ground_metres(grid)
         # Not the shorter side of a pixel but the least stretch of any direction: a grid may be sheared.
         reach /= float(np.linalg.svd(pixel, compute_uv=False)[-1])
-    found = _read(path, rules.labels.class_property, lambda crs: [extent(grid, one, crs, reach) for one in rectangles])
+    found = _read(path, rules.labels.class_property, lambda crs: _extents(grid, rectangles, crs, reach))
     # Features without a geometry are drawn nowhere: nothing about them can be wrong.
     drawn = np.flatnonzero(~(shapely.is_missing(found.geometries) | shapely.is_empty(found.geometries)))
-    geometries = found.geometries[drawn]
-    geometries = _in_pixels(path, geometries, found.crs, grid, found.bounds or _bounds(geometries))
+    geometries, owner = _simple_parts(found.geometries[drawn])
+    geometries, owner = _in_pixels(path, geometries, owner, found, grid, reach)
     values = class_ids(path, found.column, found.columns, drawn, found.numbers, rules)
-    geometries, owner = _simple_parts(geometries)
     geometries, owner, mended = _mended(geometries, owner)
     values = values[owner]
     geometries = _buffered(geometries, values, rules, pixel)
     order = drawing_order(values, rules)
     if order is not None:
         geometries, values = geometries[order], values[order]
-    return Shapes(geometries=geometries, values=values, mended=mended)
+    missed = not _meets(geometries, grid) and _has_features(found, len(drawn))
+    if missed and found.filtered and list(rectangles) != [whole_window(grid)]:
+        # Only what is near the windows was read: is anything elsewhere in the scene?
+        plain = dataclasses.replace(rules, labels=dataclasses.replace(rules.labels, class_property=None))
+        missed = read_shapes(path, grid, plain, [whole_window(grid)]).missed
+    return Shapes(geometries=geometries, values=values, mended=mended, missed=missed)
+
+
+def _meets(geometries: Geometries, grid: Grid) -> bool:
+    """Whether any of some shapes, in pixels, meets the scene."""
+    low_x, low_y, high_x, high_y = shapely.bounds(geometries).reshape(-1, 4).T
+    near = (low_x <= grid.width) & (high_x >= 0) & (low_y <= grid.height) & (high_y >= 0)
+    return bool(shapely.intersects(geometries[near], shapely.box(0, 0, grid.width, grid.height)).any())
+
+
+def _has_features(found: "_Found", drawn: int) -> bool:
+    """Whether a file holds any feature that could be drawn, read or not."""
+    return drawn > 0 or (found.bounds is not None and bool(np.isfinite(found.bounds).all()))
 
 
 def read_aoi(path: str, grid: Grid) -> shapely.Geometry:
@@ -107,17 +125,29 @@ def read_aoi(path: str, grid: Grid) -> shapely.Geometry:
     Raises:
         LabelError: when the file cannot be read, holds no polygon, or does not fit the scene's CRS.
     """
-    found = _read(path, None, lambda crs: [extent(grid, whole_window(grid), crs, 0)])
-    parts, _ = _simple_parts(found.geometries[~shapely.is_missing(found.geometries)])
-    parts = parts[shapely.get_type_id(parts) == _POLYGON]
+    try:
+        return _area(path, grid)
+    except LabelError as error:
+        raise LabelError(f"chips.aoi: {str(error).removeprefix('label ')}") from None
+
+
+def _area(path: str, grid: Grid) -> shapely.Geometry:
+    """What `read_aoi` returns; its errors speak of a label."""
+    found = _read(path, None, lambda crs: extent(grid, whole_window(grid), crs, 0))
+    parts, owner = _simple_parts(found.geometries[~shapely.is_missing(found.geometries)])
+    polygons = shapely.get_type_id(parts) == _POLYGON
+    parts, owner = parts[polygons], owner[polygons]
     if not len(parts) and not found.filtered:
         raise LabelError(f"{path} holds no polygon, so no area of interest; draw one, or set chips.aoi to null")
-    bounds, within = found.bounds or _bounds(parts), extent(grid, whole_window(grid), found.crs, 0)
+    found = dataclasses.replace(found, bounds=found.bounds or _bounds(parts))
+    within = extent(grid, whole_window(grid), found.crs, 0)
     if within is not None:
         # Polygons on another continent need not fit the scene's CRS.
-        parts = parts[shapely.intersects(shapely.box(*shapely.bounds(parts).T), shapely.box(*within))]
-    parts = _in_pixels(path, parts, found.crs, grid, bounds)
-    parts, _, _ = _mended(parts, np.arange(len(parts)))
+        near = shapely.union_all([shapely.box(*one) for one in within])
+        close = shapely.intersects(shapely.box(*shapely.bounds(parts).T), near)
+        parts, owner = parts[close], owner[close]
+    parts, owner = _in_pixels(path, parts, owner, found, grid, 0)
+    parts, _, _ = _mended(parts, owner)
     scene = shapely.box(0, 0, grid.width, grid.height)
     return shapely.intersection(shapely.union_all(parts), scene)
 
@@ -140,8 +170,19 @@ class _Found:
     """Of all features, where none of them lies near."""
 
 
-Areas = Callable[[str | None], list[Bounds | None]]
-"""Where features are wanted, given the file's CRS."""
+Areas = Callable[[str | None], list[Bounds] | None]
+"""Where features are wanted, given the file's CRS; None: everywhere."""
+
+
+def _extents(grid: Grid, rectangles: Sequence[Window], crs: str | None, reach: float) -> list[Bounds] | None:
+    """`extent` of all rectangles."""
+    found: list[Bounds] = []
+    for one in rectangles:
+        areas = extent(grid, one, crs, reach)
+        if areas is None:
+            return None
+        found += areas
+    return found
 
 
 def _read(path: str, column: str | None, areas: Areas) -> _Found:
@@ -149,12 +190,12 @@ def _read(path: str, column: str | None, areas: Areas) -> _Found:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            require_features(path)
+            of_gdal = None if is_geojson(path) else vector_info(path)["crs"]
             if Path(path).stat().st_size < _FILTERED_BYTES:
                 return _read_within(path, column, None)
-            of_gdal = None if is_geojson(path) else pyogrio.read_info(path)["crs"]
-            wanted = areas(declared_crs(path, of_gdal))
-            known = [one for one in wanted if one is not None]
-            if len(known) < len(wanted):
+            known = areas(declared_crs(path, of_gdal))
+            if known is None:
                 return _read_within(path, column, None)
             if is_geojson(path):
                 # Each reading goes through the whole file.
@@ -164,7 +205,7 @@ def _read(path: str, column: str | None, areas: Areas) -> _Found:
             found = parts[0] if len(parts) == 1 else _joined(parts)
             if not len(found.geometries):
                 # None is near: whether coordinates are of the declared CRS at all, the others tell.
-                bounds = pyogrio.read_info(path, force_total_bounds=True)["total_bounds"]
+                bounds = pyogrio.read_info(for_ogr(path), force_total_bounds=True)["total_bounds"]
                 found = dataclasses.replace(found, bounds=bounds)
             return found
     except FileNotFoundError as error:
@@ -176,8 +217,11 @@ def _read(path: str, column: str | None, areas: Areas) -> _Found:
 
 
 def _read_within(path: str, column: str | None, bounds: Bounds | None) -> _Found:
+    column = _as_spelt(path, column)
     wanted = [*([column] if column else []), *([ORDER] if Path(path).suffix == INDEX_SUFFIX else [])]
-    meta, fids, wkb, fields = pyogrio.raw.read(path, columns=wanted, bbox=bounds, return_fids=bounds is not None)
+    meta, fids, wkb, fields = pyogrio.raw.read(
+        for_ogr(path), columns=wanted, bbox=bounds, return_fids=bounds is not None
+    )
     if wkb is None:
         raise LabelError(f"label {path} holds no geometries; it must be a vector file such as GeoJSON")
     geometries = shapely.from_wkb(wkb)
@@ -194,11 +238,19 @@ def _read_within(path: str, column: str | None, bounds: Bounds | None) -> _Found
     return _Found(
         geometries=geometries,
         column=values,
-        columns=tuple(name for name in pyogrio.read_info(path)["fields"] if name != ORDER) if missing else (),
+        columns=tuple(name for name in pyogrio.read_info(for_ogr(path))["fields"] if name != ORDER) if missing else (),
         numbers=numbers,
         crs=declared_crs(path, meta["crs"]),
         filtered=bounds is not None,
     )
+
+
+def _as_spelt(path: str, column: str | None) -> str | None:
+    """A property's name as the file has it, which may be composed otherwise than the run file's."""
+    if column is None or column.isascii():
+        return column
+    names = pyogrio.read_info(for_ogr(path))["fields"].tolist()
+    return next((name for name in names if composed(name) == composed(column)), column)
 
 
 def _joined(parts: Sequence[_Found]) -> _Found:
@@ -218,16 +270,19 @@ def _bounds(geometries: Geometries) -> Bounds:
     return low_x, low_y, high_x, high_y
 
 
-def _in_pixels(path: str, geometries: Geometries, crs: str | None, grid: Grid, bounds: Bounds) -> Geometries:
-    """Geometries in pixel coordinates, without heights; `bounds` are those of what the file holds."""
-    to_pixels = pixel_transform(path, crs, grid, bounds)
+def _in_pixels(
+    path: str, parts: Geometries, owner: npt.NDArray[np.int64], found: _Found, grid: Grid, reach: float
+) -> tuple[Geometries, npt.NDArray[np.int64]]:
+    """Parts in pixel coordinates, without heights, wherever the scene shows them; and the owner of each."""
+    to_scene = scene_transform(path, found.crs, grid, found.bounds or _bounds(parts))
 
     def checked(xy: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         if not np.isfinite(xy).all():
             raise LabelError(f"label {path} holds a shape with a coordinate that is no number; mend it")
-        return to_pixels(xy)
+        return to_scene(xy)
 
-    return shapely.transform(geometries, checked)
+    parts, which = shown_in(shapely.transform(parts, checked), grid, reach)
+    return shapely.transform(parts, grid.to_pixels), owner[which]
 
 
 def _simple_parts(geometries: Geometries) -> tuple[Geometries, npt.NDArray[np.int64]]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,18 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from geochip.errors import InputError
-from geochip.files import sync, write_durably
+from geochip.documents import as_document, read_document
+from geochip.errors import DamagedError, InputError
+from geochip.files import read_regular, refuse_foreign, remove_leftover, sync, write_durably
 from geochip.model.encoders import brief
 from geochip.model.network import Contract, SegmentationModel, build_model
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE, CONTRACT_FILE = "model.safetensors", "model.json"
+
+# As text: JSON has no NaN.
+_NOT_FINITE = ("nan", "inf", "-inf")
+_REMEDY = "copy it again, or remove it and run geochip.train_ddp again, which writes it anew from the last checkpoint"
 
 
 def check_bundle_dir(directory: Path) -> None:
@@ -32,6 +37,13 @@ def check_bundle_dir(directory: Path) -> None:
             )
     elif directory.exists():
         raise InputError(f"model.bundle: {directory} is a file; choose a directory")
+    for path in _beside(directory.resolve()):
+        refuse_foreign(path, "model.bundle")
+
+
+def _beside(directory: Path) -> tuple[Path, Path]:
+    """Where a new bundle is built, and where the old one is put while they change places."""
+    return directory.with_name(f".{directory.name}.new"), directory.with_name(f".{directory.name}.old")
 
 
 def save_bundle(directory: Path, model: SegmentationModel, contract: Contract) -> None:
@@ -56,9 +68,9 @@ def save_bundle(directory: Path, model: SegmentationModel, contract: Contract) -
     }
     if contract.nodata is not None and not math.isfinite(contract.nodata):
         document["nodata"] = str(contract.nodata)  # JSON has no NaN
-    new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
+    new, old = _beside(directory)
     for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+        remove_leftover(leftover, "model.bundle")
     write_durably(new / WEIGHTS_FILE, weights)
     write_durably(new / CONTRACT_FILE, json.dumps(document, indent=2, allow_nan=False).encode())
     if directory.exists():
@@ -67,6 +79,19 @@ def save_bundle(directory: Path, model: SegmentationModel, contract: Contract) -
     new.rename(directory)
     sync(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Document(Contract):
+    """All of model.json: the contract, and what it was written with."""
+
+    weights_sha256: str
+    """Of model.safetensors, in hex."""
+
+    @property
+    def contract(self) -> Contract:
+        """What it says of the model."""
+        return Contract(**{known.name: getattr(self, known.name) for known in fields(Contract)})
 
 
 def load_bundle(directory: Path, device: torch.device | str = "cpu") -> tuple[SegmentationModel, Contract]:
@@ -82,16 +107,15 @@ def load_bundle(directory: Path, device: torch.device | str = "cpu") -> tuple[Se
     Raises:
         InputError: when there is no bundle, or it is damaged, or of another format version.
     """
-    document = _read_contract(directory)
-    path = directory / WEIGHTS_FILE
-    try:
-        weights = path.read_bytes()
-    except OSError as error:
-        raise _broken(directory, f"{WEIGHTS_FILE} cannot be read: {error.strerror}") from None
-    if hashlib.sha256(weights).hexdigest() != document.pop("weights_sha256"):
+    document = _read_document(directory)
+    weights = _read_weights(directory)
+    if hashlib.sha256(weights).hexdigest() != document.weights_sha256:
         raise _broken(directory, f"{WEIGHTS_FILE} is not the file that {CONTRACT_FILE} was written with")
-    contract = _contract(document, directory)
-    model = build_model(contract)
+    contract = document.contract
+    try:
+        model = build_model(contract)
+    except InputError as error:
+        raise _broken(directory, f"{CONTRACT_FILE} names a network that cannot be built: {brief(error)}") from None
     try:
         model.load_state_dict(safetensors.torch.load(weights))
     except (RuntimeError, SafetensorError) as error:
@@ -99,55 +123,36 @@ def load_bundle(directory: Path, device: torch.device | str = "cpu") -> tuple[Se
     return model.eval().to(device), contract
 
 
-def _read_contract(directory: Path) -> dict[str, Any]:
-    """model.json as it stands, with its format version checked and taken out."""
+def _read_document(directory: Path) -> _Document:
+    """model.json, with its format version checked."""
     path = directory / CONTRACT_FILE
     try:
-        document = json.loads(path.read_text())
+        document = read_document(path, dict[str, Any], _REMEDY)
     except FileNotFoundError:
         raise InputError(
             f"there is no trained model at {directory}; train one with python -m geochip.train_ddp, or name another "
             "with --model.bundle"
         ) from None
-    except (OSError, ValueError) as error:
-        raise _broken(directory, f"{CONTRACT_FILE} cannot be read: {brief(error)}") from None
-    if not isinstance(document, dict) or "format_version" not in document or "weights_sha256" not in document:
-        raise _broken(directory, f"{CONTRACT_FILE} is no geochip model's")
-    version = document.pop("format_version")
-    if version != FORMAT_VERSION:
+    version = document.get("format_version")
+    if isinstance(version, int) and version != FORMAT_VERSION:
         raise InputError(
             f"model {directory} has format version {version}, this geochip reads {FORMAT_VERSION}; train it "
             "anew, or use the geochip that wrote it"
         )
-    return document
+    if document.get("nodata") in _NOT_FINITE:
+        document["nodata"] = float(document["nodata"])
+    return as_document(document, _Document, str(path), _REMEDY)
 
 
-def _contract(document: dict[str, Any], directory: Path) -> Contract:
+def _read_weights(directory: Path) -> bytes:
     try:
-        values: dict[str, Any] = {
-            # What bundles of earlier versions do not know may be missing.
-            known.name: document.get(known.name) if known.default is None else document[known.name]
-            for known in fields(Contract)
-        }
-        for name, kind in (("class_names", str), ("band_names", str), ("bands", int), ("mean", float), ("std", float)):
-            values[name] = tuple(kind(value) for value in values[name])
-        if values["nodata"] is not None:
-            values["nodata"] = float(values["nodata"])
-        if values["pixel_size_range"] is not None:
-            low, high = values["pixel_size_range"]
-            values["pixel_size_range"] = (float(low), float(high))
-        return Contract(**values)
-    except KeyError as error:
-        raise _broken(directory, f"{CONTRACT_FILE} has no key {error}") from None
-    except (TypeError, ValueError) as error:
-        raise _broken(directory, f"{CONTRACT_FILE} does not hold what it must: {brief(error)}") from None
+        return read_regular(directory / WEIGHTS_FILE)
+    except OSError as error:
+        raise _broken(directory, f"{WEIGHTS_FILE} cannot be read: {error.strerror}") from None
 
 
-def _broken(directory: Path, what: str) -> InputError:
-    return InputError(
-        f"model {directory} is damaged: {what}; copy it again, or remove it and run python -m geochip.train_ddp again, "
-        "which writes it anew from the last checkpoint"
-    )
+def _broken(directory: Path, what: str) -> DamagedError:
+    return DamagedError(f"model {directory} is damaged: {what}; {_REMEDY}")
 
 
 def bundle_sha256(directory: Path) -> str:
@@ -156,11 +161,7 @@ def bundle_sha256(directory: Path) -> str:
     Raises:
         InputError: when there is no bundle, or it is damaged.
     """
-    contract = _contract(_read_contract(directory), directory)
+    contract = _read_document(directory).contract
     parts = ("architecture", "encoder", "class_names", "bands", "dtype", "nodata", "mean", "std")
     text = json.dumps({name: getattr(contract, name) for name in parts}, sort_keys=True)
-    try:
-        weights = (directory / WEIGHTS_FILE).read_bytes()
-    except OSError as error:
-        raise _broken(directory, f"{WEIGHTS_FILE} cannot be read: {error.strerror}") from None
-    return hashlib.sha256(hashlib.sha256(weights).digest() + text.encode()).hexdigest()
+    return hashlib.sha256(hashlib.sha256(_read_weights(directory)).digest() + text.encode()).hexdigest()

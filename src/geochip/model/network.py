@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from geochip.config import IGNORE
 from geochip.errors import InputError
 from geochip.model.encoders import LINEAR, brief, check_names, without_network
 
@@ -62,8 +63,21 @@ class Contract:
                 f"bands {self.bands}, band_names {self.band_names}, mean {self.mean} and std {self.std} must be as "
                 "many, and at least one"
             )
-        if len(self.class_names) < 2:
-            raise ValueError(f"class_names {self.class_names} must be at least two")
+        if not 2 <= len(self.class_names) <= IGNORE or not _distinct(self.class_names):
+            raise ValueError(f"class_names {self.class_names} must be 2 to {IGNORE}, none twice and none empty")
+        if min(self.bands) < 1 or not _distinct(self.bands) or not _distinct(self.band_names):
+            raise ValueError(f"bands {self.bands} and band_names {self.band_names} must be of different bands")
+        if not all(map(math.isfinite, self.mean)) or not all(0 <= value < math.inf for value in self.std):
+            raise ValueError(f"mean {self.mean} and std {self.std} must be finite, std at least 0")
+        if self.chip_size < 1:
+            raise ValueError(f"chip_size {self.chip_size} must be at least 1")
+        low, high = self.pixel_size_range or (1.0, 1.0)
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"pixel_size_range {self.pixel_size_range} must be [smallest, largest] in metres")
+
+
+def _distinct(values: tuple[Any, ...]) -> bool:
+    return len(set(values)) == len(values) and all(values)
 
 
 class SegmentationModel(nn.Module):

@@ -24,7 +24,7 @@ import tensorstore
 
 from geochip.config import IGNORE
 from geochip.errors import DamagedError, InputError
-from geochip.files import disk_full, is_disk_full, sync
+from geochip.files import disk_full, is_disk_full, remove_leftover, sync
 from geochip.store import _mending
 from geochip.store._arrays import (
     FORMAT_VERSION,
@@ -237,7 +237,7 @@ def _laid_out(path: Path, plan: StorePlan) -> Iterator[Path]:
     import zarr
 
     building = _mending.building_path(path)
-    _mending.remove(building)
+    remove_leftover(building, "chips.store")
     building.parent.mkdir(parents=True, exist_ok=True)
     try:
         root = zarr.create_group(
@@ -380,8 +380,16 @@ def _shards_of(array: Path, end: str) -> set[int]:
 
 def sweep_locks(path: Path) -> None:
     """Remove the lock files that killed writers left; call it only when nobody writes."""
-    for lock in path.glob("*/*/*.__lock"):
-        lock.unlink(missing_ok=True)
+    for group in _directories(path):
+        for array in _directories(group):
+            for lock in array.glob("*.__lock"):
+                lock.unlink(missing_ok=True)
+
+
+def _directories(path: Path) -> list[Path]:
+    """Directories within one, without symbolic links: what these lead to belongs to somebody else."""
+    with os.scandir(path) as entries:
+        return [path / entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def reopen_chip_store(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Cloud-optimised GeoTIFFs of predicted scenes, made from the finished prediction store."""
 
 import contextlib
+import glob
 import os
 import tempfile
 import warnings
@@ -15,11 +16,16 @@ import rasterio.windows
 from affine import Affine
 
 from geochip.config import IGNORE
+from geochip.gdal import bound_cache
+from geochip.names import TEMPORARY_PREFIX
 from geochip.store.predictions import PredictedScene, PredictionStore
 from geochip.windows import blocks
 
+bound_cache()
+
 _TILE = 512
-_TEMPORARY = ".writing-"
+# What a directory of a writer may hold: the file, and what GDAL writes beside it.
+_WRITTEN = ("plain.tif", "cog.tif")
 
 # Okabe & Ito's colours, which people with any colour vision can tell apart; grey for the first class, the background.
 _COLOURS = (
@@ -48,7 +54,7 @@ def write_cog(store: PredictionStore, scene: PredictedScene, directory: Path) ->
     """
     target = cog_path(directory, scene.scene_id)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=target.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=_prefix(store), dir=target.parent) as temporary:
         plain, finished = Path(temporary) / "plain.tif", Path(temporary) / "cog.tif"
         _write_plain(store, scene, plain)
         rasterio.shutil.copy(
@@ -121,9 +127,26 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def sweep_cogs(directory: Path) -> None:
-    """Remove what killed writers left; call it only when nobody writes."""
-    for left in directory.rglob(f"{_TEMPORARY}*"):
+def _prefix(store: PredictionStore) -> str:
+    """How the temporary directories of a store's writers are called: others' are left alone."""
+    return f"{TEMPORARY_PREFIX}{str(store.attrs.get('fingerprint', ''))[:12]}-"
+
+
+def sweep_cogs(directory: Path, store: PredictionStore) -> None:
+    """Remove what killed writers of this store's GeoTIFFs left; call it only when nobody writes.
+
+    Only their own directories, and in them only what they write: no symbolic link is followed, and nothing else goes.
+
+    Args:
+        directory: of the GeoTIFFs; there may be none.
+        store: whose they are.
+    """
+    for left in directory.glob(f"{glob.escape(_prefix(store))}*"):
+        if left.is_symlink() or not left.is_dir():
+            continue
         for file in left.iterdir():
-            file.unlink()
-        left.rmdir()
+            if file.name.startswith(_WRITTEN) and not file.is_dir():
+                file.unlink()
+        with contextlib.suppress(OSError):
+            # Something of another one's is in it.
+            left.rmdir()

@@ -358,6 +358,8 @@ class Journal:
             self._file.seek(self._size)
             if isinstance(error, OSError) and is_disk_full(error):
                 raise disk_full(self.path) from None
+            if isinstance(error, OSError):
+                error.filename = str(self.path)
             raise
         self.records.note(document, self._size, len(line))
         self._size += len(line)

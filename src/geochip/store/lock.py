@@ -108,6 +108,7 @@ class StoreLock:
         self.path = store.with_name(f"{store.name}.lock")
         self.store = store
         self.option = option
+        self._elsewhere = "another run_dir" + ("" if option == "run_dir" else f" or --{option}")
         self.beat = beat
         self.stale = stale
         self._mine = Holder.this_process()
@@ -123,8 +124,7 @@ class StoreLock:
             if is_disk_full(error):
                 raise disk_full(self.path) from None
             raise InputError(
-                f"{self.option}: the lock {self.path} cannot be made: {error.strerror}; choose another run_dir or "
-                f"--{self.option}"
+                f"{self.option}: the lock {self.path} cannot be made: {error.strerror}; choose {self._elsewhere}"
             ) from None
         self._lost, self._ended = None, threading.Event()
         self._thread = threading.Thread(target=self._show_life, args=(self._ended,), name="store-lock", daemon=True)
@@ -236,8 +236,8 @@ class StoreLock:
         who = f"{holder}" if holder else "a process that its lock does not name"
         end = f" or end it (kill {holder.pid} on {holder.host})" if holder else ""
         return (
-            f"{self.option}: {self.store} is being written by {who}; wait for it{end}, or choose another run_dir or "
-            f"--{self.option}; if that process is gone, remove {path}"
+            f"{self.option}: {self.store} is being written by {who}; wait for it{end}, or choose {self._elsewhere}; if "
+            f"that process is gone, remove {path}"
         )
 
     def _show_life(self, ended: threading.Event) -> None:

@@ -36,6 +36,7 @@ import numpy.typing as npt
 
 from geochip.config import IGNORE, PROBABILITY_STEPS
 from geochip.errors import DamagedError, InputError
+from geochip.files import remove_leftover
 from geochip.store import _mending
 from geochip.store._arrays import (
     FORMAT_VERSION,
@@ -450,7 +451,7 @@ def _attributes(
 def _laid_out(path: Path, scenes: Sequence[PredictedScene], attributes: dict[str, Any]) -> Iterator[Path]:
     """A store beside `path` as it is created; what is left of it in the end is removed."""
     building = _mending.building_path(path)
-    _mending.remove(building)
+    remove_leftover(building, "infer.store")
     building.parent.mkdir(parents=True, exist_ok=True)
     try:
         _create(building, scenes, attributes)
@@ -578,6 +579,8 @@ def open_scene(store: Path | str, scene_id: str) -> "xr.Dataset":
         - x, y: coordinates of the pixels' centres, in the units of the CRS. A rotated scene has no such axes: only
           `ds.rio.transform()` says where its pixels are.
 
+        `ds.geochip.area()` gives the square metres on the ground of each class (see `geochip.store.areas`).
+
         `ds.rio.crs` and `ds.rio.transform()` are the source image's. `ds.attrs` holds scene_id, split, class_names and
         what is known of the model and the run.
 
@@ -586,12 +589,14 @@ def open_scene(store: Path | str, scene_id: str) -> "xr.Dataset":
         DamagedError: when a block of a scene that was complete is lost, or what the store says of it.
 
     Warns:
-        UserWarning: when blocks of the scene are not predicted yet; they read as nodata.
+        UserWarning: when blocks of the scene are not predicted yet, which read as nodata; when the scene is rotated.
     """
     # Registers the .rio accessor, and takes a second: whoever only writes predictions is spared it.
     import rioxarray  # noqa: F401
     import xarray as xr
     from affine import Affine
+
+    import geochip.store.areas  # noqa: F401  registers the .geochip accessor
 
     opened = PredictionStore(store)
     scene = opened.scene(scene_id)
@@ -618,6 +623,13 @@ def open_scene(store: Path | str, scene_id: str) -> "xr.Dataset":
         dataset = dataset.assign_coords(
             x=("x", c + (np.arange(scene.width) + 0.5) * a, {"axis": "X"}),
             y=("y", f + (np.arange(scene.height) + 0.5) * e, {"axis": "Y"}),
+        )
+    else:
+        warnings.warn(
+            f"the grid of scene {scene_id} is rotated, and rioxarray does not know rotation: rio.bounds(), rio.clip() "
+            "and rio.reproject() of it are wrong; only rio.transform() says where its pixels are. Warp the GeoTIFF "
+            "that geochip.infer writes onto a grid along x and y first (gdalwarp)",
+            stacklevel=2,
         )
     if scene.crs:
         dataset = dataset.rio.write_crs(scene.crs)
