@@ -7,7 +7,7 @@ from typing import Literal
 from geochip.config._chips import ChipsConfig
 from geochip.config._cluster import ClusterConfig
 from geochip.config._data import DataConfig, LabelsConfig, SplitConfig
-from geochip.config._rules import ONE_LINE, Device, check, one_line, path_rules, store_rules
+from geochip.config._rules import Device, check, path_rules, store_rules
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,6 @@ class RunConfig:
                 self.run_dir,
                 "must not hold a backslash, which tensorstore takes for /; choose another run_dir",
             ),
-            # It stands in the scripts of jobs, and in most of what is told.
-            (one_line(self.run_dir), "run_dir", self.run_dir, ONE_LINE),
             (self.train.split in data.splits, "train.split", self.train.split, splits),
             (
                 "{split}" in data.image or len(data.splits) == 1 or aoi_divides or self.split.by != "directories",
