@@ -147,8 +147,8 @@ def pretrained_weights(case: Case) -> list[Finding]:
     """Whether this machine has the weights."""
     if (wanted := wanted_weights(case)) is None:
         return [ok("pretrained weights", "none are asked for")]
-    # A job is on a node that mostly has no network; so are those that cluster/ submits.
-    fetched = case.config.cluster.kind == "local" and not inside_a_job()
+    # A person trains here then. A job is on a node that mostly has no network; so are those that cluster/ submits.
+    fetched = case.config.cluster.kind in ("local", "address") and not inside_a_job()
     try:
         require_cached_weights(*wanted, fetched=fetched)
     except WeightsNotCachedError as error:
