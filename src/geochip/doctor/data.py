@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Callable
 
 from geochip.chip_prepare import Prepared, judge_overlap
 from geochip.chip_report import estimate
@@ -152,9 +153,7 @@ def pretrained_weights(case: Case) -> list[Finding]:
     try:
         require_cached_weights(*wanted, fetched=fetched)
     except WeightsNotCachedError as error:
-        if fetched:
-            return [warn("pretrained weights", " ".join(str(error).split()))]
-        return [no_weights(case, str(error))]
+        return [no_weights(case, str(error), judge=warn if fetched else fail)]
     except InputError as error:
         return [no_weights(case, str(error))]
     return [ok("pretrained weights", f"{wanted[1]} of {wanted[0]} are in this machine's cache")]
@@ -179,10 +178,10 @@ def pretrained_weights_of_worker(case: Case, trouble: str | None, where: str) ->
     return [no_weights(case, f"{where.strip()}, which trains: {trouble}; {remedy}")]
 
 
-def no_weights(case: Case, text: str) -> Finding:
+def no_weights(case: Case, text: str, judge: Callable[[str, str], Finding] = fail) -> Finding:
     """The finding that weights are missing, which a finished model does without."""
     # One line: the command to run stands in the middle of it.
     text = " ".join(text.split())
     if (there := case.config.bundle_dir).exists():
         return warn("pretrained weights", f"{text} (not needed as long as {there} is used)")
-    return fail("pretrained weights", text)
+    return judge("pretrained weights", text)
