@@ -114,7 +114,7 @@ def test_a_walltime_needs_no_quotes(file):
         (b"\xef\xbb\xbfchips: {size: 64}\r\n", 64),
         (b"chips:\r\n  size: 64\r\n", 64),
         (b"# \xc3\xa4\xf0\x9f\x98\x80\n---\nchips: {size: 64}\n...\n", 64),
-        ("run_dir: läufe/\U0001f600\x85x\nchips: {size: 64}\n".replace("\x85", "\\x7f").encode(), 64),
+        ("data: {root: läufe/\U0001f600\x85x}\nchips: {size: 64}\n".replace("\x85", "\\x7f").encode(), 64),
     ],
 )
 def test_encodings_and_line_ends(file, text, keys):
@@ -123,8 +123,8 @@ def test_encodings_and_line_ends(file, text, keys):
 
 
 def test_text_comes_through_as_it_is(file):
-    file.write_text('run_dir: "läufe \U0001f600 \\x7f \\e"\n')
-    assert parse("--config", file).run_dir == "läufe \U0001f600 \x7f \x1b"
+    file.write_text('data: {root: "läufe \U0001f600 \\x7f \\e"}\n')
+    assert parse("--config", file).data.root == "läufe \U0001f600 \x7f \x1b"
 
 
 @pytest.mark.parametrize(
