@@ -1,5 +1,6 @@
 """What is known of a chipping run before its first byte is written: scenes, faults, plan, overlaps."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,10 +10,12 @@ import shapely
 
 import geochip
 from geochip.chip_audit import Overlap, audit_overlap
+from geochip.chip_report import map_of_ids
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError
-from geochip.labels import Grid, LabelError, label_crs, read_aoi
+from geochip.labels import Grid, LabelError, LabelLook, LabelRules, look_at_label, read_aoi
 from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, plan_chips
+from geochip.progress import counted
 from geochip.sampling import candidates_of, places_of
 from geochip.scenes import Catalogue, Scene, aoi_path, find_scenes, odd_ones, set_aside
 from geochip.store import SplitResult, make_header, read_header
@@ -32,6 +35,8 @@ class Prepared:
     header: dict[str, Any]
     nodata: float | None
     """The store's nodata value."""
+    doubts: tuple[str, ...] = ()
+    """What a person should know of the labels and may not have meant."""
 
     @property
     def first(self) -> Scene:
@@ -47,7 +52,10 @@ def prepare(config: RunConfig) -> Prepared:
     """
     found = find_scenes(config)
     scenes = {(scene.split, scene.scene_id): scene for scene in found.scenes}
-    aois, faults, uncertain = label_faults(scenes, config)
+    looks, faults = look_at_labels(scenes, config)
+    aois, area_faults = read_areas(scenes, config)
+    faults |= area_faults
+    uncertain = frozenset(area_faults)
     catalogue = set_aside(found, [(scenes[name], fault) for name, fault in faults.items()])
     store = config.chip_store
     known = (read_header(store) if store.exists() else None) or {}
@@ -92,27 +100,72 @@ def prepare(config: RunConfig) -> Prepared:
         overlap=overlap,
         header=header,
         nodata=None if layout["nodata"] is None else float(layout["nodata"]),
+        doubts=(*classes_never_named(config), *hidden_classes(looks, config)),
     )
 
 
-def label_faults(
-    scenes: Mapping[Name, Scene], config: RunConfig
-) -> tuple[dict[Name, shapely.Geometry], dict[Name, str], frozenset[Name]]:
-    """Areas of interest; what is wrong with labels and areas; and the scenes whose area cannot be read."""
+def look_at_labels(scenes: Mapping[Name, Scene], config: RunConfig) -> tuple[dict[Name, LabelLook], dict[Name, str]]:
+    """What the labels' headers say, and what is wrong with them."""
+    rules = LabelRules(classes=config.data.classes, labels=config.labels)
+    looks: dict[Name, LabelLook] = {}
+    faults: dict[Name, str] = {}
+    for name, scene in scenes.items():
+        assert scene.label is not None
+        try:
+            looks[name] = look_at_label(scene.label, rules)
+        except LabelError as error:
+            faults[name] = str(error)
+            continue
+        if scene.crs is None and (declared := looks[name].crs) is not None:
+            faults[name] = (
+                f"{scene.image} has no CRS while label {scene.label} is in {declared.to_string()}, so nothing tells "
+                "where the label lies on the image; assign one to the image (gdal_edit.py -a_srs)"
+            )
+    return looks, faults
+
+
+def read_areas(scenes: Mapping[Name, Scene], config: RunConfig) -> tuple[dict[Name, shapely.Geometry], dict[Name, str]]:
+    """Areas of interest, in pixel coordinates, and what is wrong with those that cannot be read."""
     aois: dict[Name, shapely.Geometry] = {}
     faults: dict[Name, str] = {}
-    uncertain = set()
     for name, scene in scenes.items():
-        if fault := label_fault(scene):
-            faults[name] = fault
         if (path := aoi_path(config, *name)) is None:
             continue
         try:
-            aois[name] = read_aoi(str(path), grid_of(scene))
+            aois[name] = read_aoi(str(path), grid_of(scene), config.chips.aoi_layer)
         except LabelError as error:
-            uncertain.add(name)
-            faults[name] = f"chips.aoi: {str(error).removeprefix('label ')}"
-    return aois, faults, frozenset(uncertain)
+            faults[name] = str(error)
+    return aois, faults
+
+
+def classes_never_named(config: RunConfig) -> list[str]:
+    """What to say of classes that labels.class_map maps no value to, so that no pixel can be of them."""
+    class_map = config.labels.class_map
+    if class_map is None:
+        return []
+    # What lies under no geometry is of the first class anyway.
+    possible = {
+        *class_map.values(),
+        config.labels.no_value,
+        *([] if config.data.raster_labels else config.data.classes[:1]),
+    }
+    return [
+        f"labels.class_map maps no value to class {name!r}, so no pixel will be of it; name its value there, or leave "
+        "the class out of data.classes"
+        for name in config.data.classes
+        if name not in possible
+    ]
+
+
+def hidden_classes(looks: Mapping[Name, LabelLook], config: RunConfig) -> list[str]:
+    """What to say of raster labels whose nodata value is the id of a class."""
+    found = Counter(look.hidden for look in looks.values() if look.hidden is not None)
+    return [
+        f"{counted(times, 'raster label')} declare{'s' if times == 1 else ''} nodata {value:g}, which is the id of "
+        f"class {config.data.classes[int(value)]!r}: such pixels count for nothing (255), as the file says; if they "
+        f"are of that class, {map_of_ids(config.data.classes)}"
+        for value, times in sorted(found.items())
+    ]
 
 
 def _name(key: str) -> Name:
@@ -123,21 +176,6 @@ def _name(key: str) -> Name:
 def grid_of(scene: Scene) -> Grid:
     """The pixel grid of a scene, for its labels."""
     return Grid(height=scene.height, width=scene.width, transform=scene.transform, crs=scene.crs)
-
-
-def label_fault(scene: Scene) -> str | None:
-    """What is wrong with a scene's label, as far as its first lines tell; None when nothing is."""
-    assert scene.label is not None
-    try:
-        declared = label_crs(scene.label)
-    except LabelError as error:
-        return str(error)
-    if scene.crs is None and declared is not None:
-        return (
-            f"{scene.image} has no CRS while label {scene.label} is in {declared.to_string()}, so nothing tells where "
-            "the label lies on the image; assign one to the image (gdal_edit.py -a_srs)"
-        )
-    return None
 
 
 def planned_windows(planned: PlannedScene, config: RunConfig) -> list[Window]:

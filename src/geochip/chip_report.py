@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from geochip.config import RunConfig
+from geochip.config import IGNORE, RunConfig
+from geochip.labels import LabelRules
 from geochip.plan import ChipPlan, SplitPlan
 from geochip.progress import counted
 from geochip.scenes import Catalogue, SetAside, settle_bad_scenes
@@ -191,6 +192,62 @@ def describe_split(split: SplitPlan, result: SplitResult, classes: Sequence[str]
     ]
     lacking = "".join(f"; {one}" for one in gone)
     print(f"{split.split}: {counted(split.chips, 'chip')} of {counted(len(split.scenes), 'scene')}; {balance}{lacking}")
+
+
+def describe_labels(config: RunConfig, results: Mapping[str, SplitResult], records: Iterable[Record]) -> None:
+    """Print what is odd about the labels as a whole: pixels that count for nothing, and classes that no pixel is of."""
+    # Records of earlier versions do not say.
+    totals = dict.fromkeys(("unvalued", "label_pixels", "hidden"), 0)
+    for record in records:
+        totals = {key: total + record.get(key, 0) for key, total in totals.items()}
+    if totals["unvalued"]:
+        print(
+            f"{counted(totals['unvalued'], 'feature')} without a value of {config.labels.class_property!r}: "
+            f"{_what_no_value_is(config)}, as the run file says"
+        )
+    if totals["hidden"]:
+        share = 100 * totals["hidden"] / totals["label_pixels"]
+        print(
+            f"warning: {share:.3g} % of the raster labels' pixels count for nothing (255): they have the value of a "
+            f"class that their file declares as nodata; if they are of that class, {map_of_ids(config.data.classes)}"
+        )
+    for split in dict.fromkeys((config.train.split, config.train.val_split)):
+        if split is not None and split in results:
+            for name in absent_classes(results[split], config.data.classes):
+                print(f"warning: no valid pixel of {split} is of class {name!r}; {_why_absent(config)}")
+
+
+def _what_no_value_is(config: RunConfig) -> str:
+    value = LabelRules(classes=config.data.classes, labels=config.labels).without_value
+    return "their pixels are 255" if value in (None, IGNORE) else f"they are {config.data.classes[value or 0]!r}"
+
+
+def map_of_ids(classes: Sequence[str]) -> str:
+    """How to say that pixel values are class ids whatever a file declares as nodata."""
+    pairs = [f"{number}: {name}" for number, name in enumerate(classes[:_NAMED])]
+    return f"say so with labels.class_map: {{{', '.join(pairs)}{', ...' if len(classes) > _NAMED else ''}}}"
+
+
+def absent_classes(result: SplitResult, classes: Sequence[str]) -> list[str]:
+    """Classes that no valid pixel of a split's chips is of; none where there is no chip at all."""
+    written = result.status == CHIP_WRITTEN
+    if not written.any():
+        return []
+    return [
+        name for name, there in zip(classes, (result.class_fraction[written] > 0).any(axis=0), strict=True) if not there
+    ]
+
+
+def _why_absent(config: RunConfig) -> str:
+    if config.data.raster_labels:
+        return (
+            "perhaps its value stands for nodata in the labels or is not in labels.class_map, or no chip shows it: the "
+            "scores of that class will mean nothing"
+        )
+    return (
+        "perhaps the labels lie elsewhere than their scenes, labels.class_map or labels.class_property says otherwise, "
+        "or no chip shows it: the scores of that class will mean nothing"
+    )
 
 
 def describe_bands(statistics: Mapping[str, Any] | None, band_names: Sequence[str]) -> None:

@@ -10,12 +10,10 @@ scenes, draws their labels, cuts both at the scenes' windows and writes the shar
 shards in a journal beside the store; a rerun does what is missing.
 """
 
-import contextlib
 import io
-import shutil
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -37,6 +35,7 @@ from geochip.chip_report import (
     Rates,
     describe_bands,
     describe_faults,
+    describe_labels,
     describe_plan,
     describe_split,
     estimate,
@@ -51,7 +50,7 @@ from geochip.cluster import dask_client, describe_jobs, require_cluster, run_tas
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError, run_command
 from geochip.files import write_durably
-from geochip.labels import LabelError, LabelRules, indexed_label
+from geochip.labels import LabelRules, indexed_labels
 from geochip.plan import ChipPlan, ChipTask
 from geochip.progress import ProgressReport
 from geochip.recheck import describe_doubtful, recheck
@@ -102,6 +101,8 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
     ready = prepare(config)
     expected = estimate(ready.plan, len(ready.first.bands), ready.first.dtype, config.chips.size)
     describe_plan(ready.plan, ready.catalogue, config, expected)
+    for doubt in ready.doubts:
+        print(f"warning: {doubt}")
     if ready.overlap is not None:
         judge_overlap(ready.overlap, config)
     store = config.chip_store
@@ -184,8 +185,8 @@ def cut_chips(ready: Prepared, config: RunConfig, journal: Journal) -> None:
         journal.settle({}, store=store, option="chips.store")
         reopen_chip_store(store)
         return
-    labels = {scene.label for scene in ready.catalogue.scenes if scene.label is not None}
-    with indexed_labels(labels, store) as instead:
+    labels = [scene.label for scene in ready.catalogue.scenes if scene.label is not None]
+    with indexed_labels(labels, store.with_name(f"{store.name}.labels"), config.labels.layer) as instead:
         job = ChipJob(
             store=str(store.absolute()),
             chips=config.chips,
@@ -260,21 +261,6 @@ def batches(tasks: Iterator[ChipTask], size: int) -> Iterator[tuple[ChipTask, ..
         yield group
 
 
-@contextlib.contextmanager
-def indexed_labels(labels: Iterable[str], store: Path) -> Iterator[tuple[tuple[str, str], ...]]:
-    """Copies with a spatial index of labels that are too large for every task to read whole, while the work lasts."""
-    directory = store.with_name(f"{store.name}.labels")
-    copies = []
-    try:
-        for label in sorted(labels):
-            # A label that cannot be read is told with its scene, by the worker that needs it.
-            with contextlib.suppress(LabelError):
-                copies.append((label, indexed_label(label, directory)))
-        yield tuple((label, copy) for label, copy in copies if copy != label)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) -> None:
     """Write what the tasks found out into the store, the tables beside it, and tell it.
 
@@ -310,6 +296,7 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
     write_table(chips_frame(ChipStore(store), reasons), config.chip_table_path)
     for split in plan.splits:
         describe_split(split, results[split.split], classes)
+    describe_labels(config, results, records.values())
     describe_bands(statistics, ready.first.band_names)
     size, peak = sum(one["bytes"] for one in records.values()), max(one["peak_bytes"] for one in records.values())
     print(

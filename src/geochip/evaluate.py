@@ -22,11 +22,11 @@ import geochip
 from geochip.config import DataConfig, RunConfig
 from geochip.errors import InputError, WorkError, run_command
 from geochip.files import make_directory, write_durably
-from geochip.labels import Grid, LabelError, LabelRules, SceneLabel, read_aoi
+from geochip.labels import Grid, LabelError, LabelRules, SceneLabel, indexed_labels, read_aoi
 from geochip.metrics import Confusion, confusion_matrix, evaluation_items, scores
 from geochip.progress import ProgressReport
 from geochip.run_file import parse_run_config
-from geochip.scenes import SetAside, aoi_path, label_path, settle_bad_scenes
+from geochip.scenes import SetAside, aoi_path, label_path, require_shared_label, settle_bad_scenes
 from geochip.store import PredictedScene, PredictionStore, journal_path, read_journal
 from geochip.windows import blocks
 
@@ -98,7 +98,9 @@ def find_labels(store: PredictionStore, config: RunConfig) -> tuple[dict[str, Pa
     unlabelled: list[SetAside] = []
     for scene in store.scenes.values():
         path = label_path(config, scene.split, scene.scene_id)
-        if scene.split and path.is_file():
+        if scene.split:
+            require_shared_label(config, scene.split, path)
+        if scene.split and path.exists():
             labels[scene.scene_id] = path
         else:
             reason = f"there is no label file {path}" if scene.split else "it belongs to no split, and so has no label"
@@ -125,7 +127,12 @@ def count(
     """
     confusions: dict[str, Confusion] = {}
     bad: list[SetAside] = []
-    with ProgressReport("evaluating", len(labels)) as progress:
+    directory = config.eval_path.with_name(f"{config.eval_path.name}.labels")
+    with (
+        indexed_labels(map(str, labels.values()), directory, config.labels.layer) as copies,
+        ProgressReport("evaluating", len(labels)) as progress,
+    ):
+        instead = dict(copies)
         for scene_id, path in labels.items():
             scene = store.scenes[scene_id]
             if not scene.complete:
@@ -134,14 +141,14 @@ def count(
                 )
             else:
                 try:
-                    confusions[scene_id] = confusion_of_scene(store, scene, path, config)
+                    confusions[scene_id] = confusion_of_scene(store, scene, instead.get(str(path), str(path)), config)
                 except LabelError as error:
                     bad.append(_aside(scene, path, str(error)))
             progress.advance()
     return confusions, bad
 
 
-def confusion_of_scene(store: PredictionStore, scene: PredictedScene, label: Path, config: RunConfig) -> Confusion:
+def confusion_of_scene(store: PredictionStore, scene: PredictedScene, label: str, config: RunConfig) -> Confusion:
     """Count one scene's pixels, block by block; pixels without data and outside of chips.aoi are left out.
 
     Raises:
@@ -149,10 +156,12 @@ def confusion_of_scene(store: PredictionStore, scene: PredictedScene, label: Pat
     """
     grid = Grid(height=scene.height, width=scene.width, transform=Affine(*scene.transform), crs=scene.crs or None)
     rules = LabelRules(classes=config.data.classes, labels=config.labels)
-    aoi = aoi_path(config, scene.split, scene.scene_id)
+    aoi, area = aoi_path(config, scene.split, scene.scene_id), None
+    if aoi is not None:
+        area = read_aoi(str(aoi), grid, config.chips.aoi_layer)
     classes = len(store.class_names)
     total = np.zeros((classes, classes), np.int64)
-    with SceneLabel(str(label), grid, rules, aoi=None if aoi is None else read_aoi(str(aoi), grid)) as scene_label:
+    with SceneLabel(label, grid, rules, aoi=area) as scene_label:
         for block in blocks(scene.height, scene.width, store.block):
             total += confusion_matrix(scene_label.read(block), store.read(scene, block), classes)
     return total

@@ -206,7 +206,7 @@ def _expected(key: str) -> str:
         r"tuple\[int, int\]": "a list of two whole numbers",
         r"dict\[str, float\]": "a mapping such as {name: number}",
         r"dict\[str \| int, str\]": "a mapping such as {value: name}",
-        r"tuple\[str \| int, \.\.\.\]": "a list of values",
+        r"tuple\[str \| int \| float \| bool \| None, \.\.\.\]": "a list of values",
         r"\bint\b": "a whole number", r"\bfloat\b": "a number", r"\bstr\b": "text", r"\bbool\b": "true or false",
         r"\bNone\b": "null", r"\bLiteral\[(.*?)\]": r"one of \1",
         r" \| ": " or ",

@@ -6,12 +6,13 @@ The dataclasses below are the grammar: field names are the keys, the line under 
 
 from geochip.config._chips import ChipsConfig
 from geochip.config._cluster import ClusterConfig, SlurmJobConfig, memory_mib, walltime_seconds
-from geochip.config._data import RASTER_SUFFIXES, DataConfig, LabelsConfig, SplitConfig
+from geochip.config._data import NO_VALUE, RASTER_SUFFIXES, DataConfig, LabelsConfig, SplitConfig, is_number
 from geochip.config._rules import IGNORE, PROBABILITY_STEPS, Device, available_cpus
 from geochip.config._run import InferConfig, ModelConfig, RunConfig, TrainConfig
 
 __all__ = [
     "IGNORE",
+    "NO_VALUE",
     "PROBABILITY_STEPS",
     "RASTER_SUFFIXES",
     "ChipsConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "SplitConfig",
     "TrainConfig",
     "available_cpus",
+    "is_number",
     "memory_mib",
     "walltime_seconds",
 ]

@@ -32,6 +32,7 @@ def scenes(case: Case) -> list[Finding]:
         )
     )
     found += bad_scenes(plan, config.data.max_bad_scenes)
+    found += [warn("labels", doubt) for doubt in plan.doubts]
     if left_out := [*plan.catalogue.unlabelled, *plan.catalogue.buffered]:
         found.append(warn(what, f"{len(left_out)} are left out: {left_out[0]}"))
     for name, key, option in (

@@ -17,7 +17,7 @@ from affine import Affine
 
 from geochip.config import IGNORE
 from geochip.labels.grid import Grid
-from geochip.labels.vector import Geometries
+from geochip.labels.source import Geometries
 from geochip.windows import Window
 
 # A scene of up to so many pixels is one tile; of others, a tile has sides of _TILE.

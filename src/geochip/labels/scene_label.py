@@ -35,6 +35,10 @@ class SceneLabel:
 
     Attributes:
         mended: number of features with an invalid polygon, which was mended, among those read.
+        unvalued: number of features without a value of labels.class_property, among those read.
+        read_pixels: pixels of a raster label that were read so far.
+        hidden_pixels: those of them that have the value of a class and are 255 all the same, since the file declares
+            that value as nodata and labels.class_map does not name it.
 
     Raises:
         LabelError: on entering, for a file that cannot be read, an unknown CRS, coordinates that do not fit it, a CRS
@@ -43,6 +47,7 @@ class SceneLabel:
     """
 
     mended: int = 0
+    unvalued: int = 0
 
     def __init__(
         self,
@@ -73,12 +78,22 @@ class SceneLabel:
             self._in_tiles = all_needed
         else:
             shapes = read_shapes(self._path, grid, self._rules, self._rectangles)
-            self.mended = shapes.mended
+            self.mended, self.unvalued = shapes.mended, shapes.unvalued
             self._source = Canvas(
                 shapes.geometries, shapes.values, y_up=self._y_up, all_touched=self._rules.labels.all_touched
             )
             self._in_tiles = True
         return self
+
+    @property
+    def read_pixels(self) -> int:
+        """Pixels of a raster label that were read."""
+        return self._source.pixels if isinstance(self._source, RasterLabel) else 0
+
+    @property
+    def hidden_pixels(self) -> int:
+        """Those of them that the file's nodata value takes from a class."""
+        return self._source.hidden if isinstance(self._source, RasterLabel) else 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

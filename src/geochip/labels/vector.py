@@ -2,55 +2,21 @@
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyogrio
-import pyogrio.errors
-import pyogrio.raw
 import shapely
-import shapely.errors
 
 from geochip.labels.classes import LabelRules, class_ids, drawing_order
-from geochip.labels.errors import LabelError, one_line
-from geochip.labels.grid import (
-    Bounds,
-    Grid,
-    declared_crs,
-    extent,
-    ground_metres,
-    is_geojson,
-    pixel_transform,
-    whole_window,
-)
+from geochip.labels.errors import LabelError
+from geochip.labels.grid import Bounds, Grid, extent, ground_metres, pixel_transform, whole_window
+from geochip.labels.source import Features, Geometries, VectorSource, joined, reading
 from geochip.windows import Window
-
-Geometries = npt.NDArray[Any]
-"""Shapely geometries, (n,) of dtype object."""
 
 # GEOS: Point 0, LineString 1, LinearRing 2, Polygon 3, MultiPoint 4, and after it the other collections.
 _POLYGON, _FIRST_COLLECTION = 3, 4
-
-# Smaller files are read whole: that is quicker than asking them where their features are.
-_FILTERED_BYTES = 2**20
-
-ORDER = "geochip_order"
-"""Column of an index (see `indexed_label`) that holds each feature's place in the file that it was made from."""
-INDEX_SUFFIX = ".fgb"
-"""FlatGeobuf, what an index is written as."""
-
-UNREADABLE = (
-    pyogrio.errors.DataSourceError,
-    pyogrio.errors.DataLayerError,
-    shapely.errors.ShapelyError,
-    OSError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +29,8 @@ class Shapes:
     """(n,) what each is drawn with."""
     mended: int
     """How many features held an invalid polygon, which was mended."""
+    unvalued: int
+    """How many features have no value of the class property."""
 
 
 def read_shapes(path: str, grid: Grid, rules: LabelRules, rectangles: Sequence[Window]) -> Shapes:
@@ -77,12 +45,18 @@ def read_shapes(path: str, grid: Grid, rules: LabelRules, rectangles: Sequence[W
         pixel = ground_metres(grid)
         # Not the shorter side of a pixel but the least stretch of any direction: a grid may be sheared.
         reach /= float(np.linalg.svd(pixel, compute_uv=False)[-1])
-    found = _read(path, rules.labels.class_property, lambda crs: [extent(grid, one, crs, reach) for one in rectangles])
+    found = _read(
+        path,
+        rules.labels.class_property,
+        lambda crs: [extent(grid, one, crs, reach) for one in rectangles],
+        layer=rules.labels.layer,
+        key="labels.layer",
+    )
     # Features without a geometry are drawn nowhere: nothing about them can be wrong.
     drawn = np.flatnonzero(~(shapely.is_missing(found.geometries) | shapely.is_empty(found.geometries)))
     geometries = found.geometries[drawn]
     geometries = _in_pixels(path, geometries, found.crs, grid, found.bounds or _bounds(geometries))
-    values = class_ids(path, found.column, found.columns, drawn, found.numbers, rules)
+    values, unvalued = class_ids(path, found.column, found.columns, drawn, found.numbers, rules)
     geometries, owner = _simple_parts(geometries)
     geometries, owner, mended = _mended(geometries, owner)
     values = values[owner]
@@ -90,15 +64,16 @@ def read_shapes(path: str, grid: Grid, rules: LabelRules, rectangles: Sequence[W
     order = drawing_order(values, rules)
     if order is not None:
         geometries, values = geometries[order], values[order]
-    return Shapes(geometries=geometries, values=values, mended=mended)
+    return Shapes(geometries=geometries, values=values, mended=mended, unvalued=unvalued)
 
 
-def read_aoi(path: str, grid: Grid) -> shapely.Geometry:
+def read_aoi(path: str, grid: Grid, layer: str | None = None) -> shapely.Geometry:
     """The area of interest of a scene: the union of a vector file's polygons.
 
     Args:
         path: a vector file that GDAL reads, in any CRS; lines and points in it are passed over.
         grid: the scene's.
+        layer: chips.aoi_layer.
 
     Returns:
         A valid geometry in pixel coordinates (x is the column, y the row), cut off at the scene's edge; empty where
@@ -107,7 +82,21 @@ def read_aoi(path: str, grid: Grid) -> shapely.Geometry:
     Raises:
         LabelError: when the file cannot be read, holds no polygon, or does not fit the scene's CRS.
     """
-    found = _read(path, None, lambda crs: [extent(grid, whole_window(grid), crs, 0)])
+    try:
+        return _area(path, grid, layer)
+    except LabelError as error:
+        # What is wrong with a vector file is said of labels, mostly.
+        raise LabelError(f"chips.aoi: {str(error).removeprefix('label ')}") from None
+
+
+def _area(path: str, grid: Grid, layer: str | None) -> shapely.Geometry:
+    found = _read(
+        path,
+        None,
+        lambda crs: [extent(grid, whole_window(grid), crs, 0)],
+        layer=layer,
+        key="chips.aoi_layer",
+    )
     parts, _ = _simple_parts(found.geometries[~shapely.is_missing(found.geometries)])
     parts = parts[shapely.get_type_id(parts) == _POLYGON]
     if not len(parts) and not found.filtered:
@@ -122,95 +111,28 @@ def read_aoi(path: str, grid: Grid) -> shapely.Geometry:
     return shapely.intersection(shapely.union_all(parts), scene)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    """What a vector file holds."""
-
-    geometries: Geometries
-    column: npt.NDArray[Any] | None
-    """The values of the property that was asked for; None when there is none of that name."""
-    columns: tuple[str, ...]
-    """All properties, where the one that was asked for is not among them."""
-    numbers: npt.NDArray[np.int64]
-    """Each feature's number in the file, for errors."""
-    crs: str | None
-    filtered: bool = False
-    """Whether only some features were read."""
-    bounds: Bounds | None = None
-    """Of all features, where none of them lies near."""
-
-
 Areas = Callable[[str | None], list[Bounds | None]]
 """Where features are wanted, given the file's CRS."""
 
 
-def _read(path: str, column: str | None, areas: Areas) -> _Found:
+def _read(path: str, column: str | None, areas: Areas, *, layer: str | None, key: str) -> Features:
     """Read a vector file: whole when it is small, else the features within the areas."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if Path(path).stat().st_size < _FILTERED_BYTES:
-                return _read_within(path, column, None)
-            of_gdal = None if is_geojson(path) else pyogrio.read_info(path)["crs"]
-            wanted = areas(declared_crs(path, of_gdal))
-            known = [one for one in wanted if one is not None]
-            if len(known) < len(wanted):
-                return _read_within(path, column, None)
-            if is_geojson(path):
-                # Each reading goes through the whole file.
-                low, high = np.min(known, axis=0), np.max(known, axis=0)
-                known = [(low[0], low[1], high[2], high[3])]
-            parts = [_read_within(path, column, one) for one in known]
-            found = parts[0] if len(parts) == 1 else _joined(parts)
-            if not len(found.geometries):
-                # None is near: whether coordinates are of the declared CRS at all, the others tell.
-                bounds = pyogrio.read_info(path, force_total_bounds=True)["total_bounds"]
-                found = dataclasses.replace(found, bounds=bounds)
-            return found
-    except FileNotFoundError as error:
-        raise LabelError(f"label {path} could not be read ({error.strerror})") from None
-    except UNREADABLE as error:
-        raise LabelError(
-            f"label {path} could not be read as a vector file ({one_line(error)}); mend or remove it"
-        ) from None
-
-
-def _read_within(path: str, column: str | None, bounds: Bounds | None) -> _Found:
-    wanted = [*([column] if column else []), *([ORDER] if Path(path).suffix == INDEX_SUFFIX else [])]
-    meta, fids, wkb, fields = pyogrio.raw.read(path, columns=wanted, bbox=bounds, return_fids=bounds is not None)
-    if wkb is None:
-        raise LabelError(f"label {path} holds no geometries; it must be a vector file such as GeoJSON")
-    geometries = shapely.from_wkb(wkb)
-    columns = dict(zip(meta["fields"].tolist(), fields, strict=True))
-    missing = column is not None and column not in columns
-    values = columns.get(column)
-    numbers = np.arange(len(geometries)) if fids is None else fids
-    if ORDER in columns or (bounds is not None and not is_geojson(path)):
-        # An index gives features in an order of its own; a GeoJSON's come as they stand, whatever their ids.
-        numbers = columns.get(ORDER, numbers)
-        places = np.argsort(numbers, kind="stable")
-        numbers, geometries = numbers[places], geometries[places]
-        values = None if values is None else values[places]
-    return _Found(
-        geometries=geometries,
-        column=values,
-        columns=tuple(name for name in pyogrio.read_info(path)["fields"] if name != ORDER) if missing else (),
-        numbers=numbers,
-        crs=declared_crs(path, meta["crs"]),
-        filtered=bounds is not None,
-    )
-
-
-def _joined(parts: Sequence[_Found]) -> _Found:
-    """What was read in several areas, each feature once."""
-    numbers, first = np.unique(np.concatenate([part.numbers for part in parts]), return_index=True)
-    values = [part.column for part in parts if part.column is not None]
-    return dataclasses.replace(
-        parts[0],
-        geometries=np.concatenate([part.geometries for part in parts])[first],
-        column=np.concatenate(values)[first] if values else None,
-        numbers=numbers,
-    )
+    with reading(path):
+        source = VectorSource(path, layer, key)
+        if not source.filtered:
+            return source.read(column, None)
+        wanted = areas(source.crs())
+        known = [one for one in wanted if one is not None]
+        if len(known) < len(wanted):
+            return source.read(column, None)
+        if source.in_one_go:
+            low, high = np.min(known, axis=0), np.max(known, axis=0)
+            known = [(low[0], low[1], high[2], high[3])]
+        found = joined([source.read(column, one) for one in known])
+        if not len(found.geometries):
+            # None is near: whether coordinates are of the declared CRS at all, the others tell.
+            found = dataclasses.replace(found, bounds=source.bounds())
+        return found
 
 
 def _bounds(geometries: Geometries) -> Bounds:

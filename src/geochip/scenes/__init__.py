@@ -11,7 +11,7 @@ from geochip.scenes.find import describe_files, find_scenes
 from geochip.scenes.header import SetAside
 from geochip.scenes.reader import Scene, SceneError, SceneReader
 from geochip.scenes.resample import resample
-from geochip.scenes.sources import aoi_path, label_path
+from geochip.scenes.sources import aoi_path, label_path, require_shared_label
 from geochip.scenes.table import catalogue_frame, corners
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "find_scenes",
     "label_path",
     "odd_ones",
+    "require_shared_label",
     "resample",
     "scene_digest",
     "set_aside",

@@ -15,7 +15,7 @@ from geochip.scenes.blocks import Division, divide, recorded_division
 from geochip.scenes.catalogue import Catalogue, usable
 from geochip.scenes.header import SetAside, Source, describe
 from geochip.scenes.reader import Scene
-from geochip.scenes.sources import find_sources, label_path, source_of_file, undivided_sources
+from geochip.scenes.sources import find_sources, label_path, require_shared_label, source_of_file, undivided_sources
 
 # Opening a file on a parallel file system is waiting, not computing: more threads than cores pay off.
 _HEADER_THREADS = 16
@@ -132,6 +132,7 @@ def _described(sources: Iterable[Source], bands: tuple[int, ...] | None) -> list
 
 def _without_label(config: RunConfig, item: Scene | Source) -> SetAside:
     path = label_path(config, item.split, item.scene_id)
+    require_shared_label(config, item.split, path)
     return SetAside(scene_id=item.scene_id, split=item.split, path=item.image, reason=f"there is no label file {path}")
 
 

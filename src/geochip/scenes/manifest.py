@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 import pyogrio
-import pyogrio.errors
 
 from geochip.config import DataConfig, SplitConfig
 from geochip.errors import InputError
+from geochip.files import require_regular
+from geochip.layers import UNREADABLE, LayerError, chosen_layers
 from geochip.scenes.templates import filled, id_in
 
 _PARQUET = (".parquet", ".geoparquet")
@@ -40,19 +41,21 @@ def read_manifest(data: DataConfig, split: SplitConfig) -> dict[tuple[str, str],
     """
     path = Path(split.manifest or "")
     try:
-        facts = path.stat()
+        facts = require_regular(path)
     except OSError as error:
         raise InputError(
             f"split.manifest: {split.manifest} could not be read ({error.strerror}); give the path of the table of "
             "scenes"
         ) from None
     # A command asks for it once a scene.
-    return _read(str(path.absolute()), facts.st_mtime_ns, facts.st_size, data, split.column)
+    return _read(str(path.absolute()), facts.st_mtime_ns, facts.st_size, data, split.column, split.manifest_layer)
 
 
 @lru_cache(maxsize=4)
-def _read(path: str, mtime: int, size: int, data: DataConfig, column: str) -> dict[tuple[str, str], Entry]:
-    table = _table(path)
+def _read(
+    path: str, mtime: int, size: int, data: DataConfig, column: str, layer: str | None
+) -> dict[tuple[str, str], Entry]:
+    table = _table(path, layer)
     shown = ", ".join(map(str, table.columns)) or "none"
     if column not in table.columns:
         raise InputError(f"split.column: {path} has no column {column!r}; it has {shown}: name one of them")
@@ -87,16 +90,23 @@ def _read(path: str, mtime: int, size: int, data: DataConfig, column: str) -> di
     return entries
 
 
-def _table(path: str) -> pd.DataFrame:
+def _table(path: str, layer: str | None) -> pd.DataFrame:
     suffix = Path(path).suffix.lower()
+    if layer is not None and (suffix == ".csv" or suffix in _PARQUET):
+        raise InputError(
+            f"split.manifest_layer: {path} holds one table and no layers; set split.manifest_layer to null"
+        )
     try:
         if suffix == ".csv":
             # Everything as text: 007 is an id, not a number.
             return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
         if suffix in _PARQUET:
             return pd.read_parquet(path)
-        return pd.DataFrame(pyogrio.read_dataframe(path, read_geometry=False))
-    except (OSError, ValueError, pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
+        (chosen,) = chosen_layers(path, layer, key="split.manifest_layer", tables=True)
+        return pd.DataFrame(pyogrio.read_dataframe(path, layer=chosen.index, read_geometry=False))
+    except LayerError as error:
+        raise InputError(f"split.manifest: {path} {error}") from None
+    except (*UNREADABLE, pd.errors.ParserError) as error:
         raise InputError(
             f"split.manifest: {path} could not be read ({' '.join(str(error).split())}); it must be a table such as "
             "CSV, GeoPackage or GeoParquet"
