@@ -1,7 +1,6 @@
 """Containers that hold several things: which of them is meant, and what is told when nothing says so."""
 
 import json
-import os
 import zipfile
 
 import geopandas as gpd
@@ -145,9 +144,9 @@ def test_topojson_is_a_container(tmp_path):
 def test_gml_is_read_without_a_file_beside_it(tmp_path):
     path = tmp_path / "a.gml"
     frame((10, 20, 8, 12)).to_file(path, driver="GML")
-    before = sorted(os.listdir(tmp_path))
+    before = sorted(tmp_path.iterdir())
     assert read_label(path, **SIZE).sum() == 96
-    assert sorted(os.listdir(tmp_path)) == before
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_an_index_holds_the_layer_that_was_meant(tmp_path):
@@ -192,9 +191,7 @@ def test_the_manifest_has_one_too(tmp_path):
     told("no such layer", str(caught.value))
     rows.to_csv(tmp_path / "scenes.csv")
     with pytest.raises(InputError, match=r"scenes.csv holds one table and no layers; set split.manifest_layer to null"):
-        read_manifest(
-            data, SplitConfig(by="manifest", manifest=str(tmp_path / "scenes.csv"), manifest_layer="scenes")
-        )
+        read_manifest(data, SplitConfig(by="manifest", manifest=str(tmp_path / "scenes.csv"), manifest_layer="scenes"))
 
 
 def test_chipping_refuses_before_anything_is_written_and_then_follows(tmp_path, dask_address):

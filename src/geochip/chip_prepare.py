@@ -112,9 +112,9 @@ def look_at_labels(scenes: Mapping[Name, Scene], config: RunConfig) -> tuple[dic
     for name, scene in scenes.items():
         assert scene.label is not None
         try:
-            looks[name] = look_at_label(scene.label, rules)
+            looks[name] = look_at_label(scene.label, grid_of(scene), rules)
         except LabelError as error:
-            faults[name] = str(error)
+            faults[name] = f"{error}{_of_all_scenes(config)}"
             continue
         if scene.crs is None and (declared := looks[name].crs) is not None:
             faults[name] = (
@@ -122,6 +122,13 @@ def look_at_labels(scenes: Mapping[Name, Scene], config: RunConfig) -> tuple[dic
                 "where the label lies on the image; assign one to the image (gdal_edit.py -a_srs)"
             )
     return looks, faults
+
+
+def _of_all_scenes(config: RunConfig) -> str:
+    """What to add to what is wrong with a raster label that is meant for all scenes."""
+    if not (config.data.raster_labels and config.data.shared_label):
+        return ""
+    return ". It is one raster for all scenes; cut it onto the grid of each, and write {id} into data.label"
 
 
 def read_areas(scenes: Mapping[Name, Scene], config: RunConfig) -> tuple[dict[Name, shapely.Geometry], dict[Name, str]]:

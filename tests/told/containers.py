@@ -66,6 +66,11 @@ TOLD = {
         meaning="`data.label` has no `{id}`, so it is one file for many scenes, and it does not exist.",
         remedy="Correct the path, or write `{id}` into it where every scene has a label file of its own.",
     ),
+    "shared raster": Told(
+        message="It is one raster for all scenes; cut it onto the grid of each",
+        meaning="`data.label` has no `{id}` and is a raster, which must have the pixels of its scene.",
+        remedy="Cut it onto each scene's grid (`gdalwarp -r near -t_srs -te -ts`), and write `{id}` into `data.label`.",
+    ),
     "several rasters": Told(
         message="holds ... rasters (...), and a raster label must be one",
         meaning="A TIFF of several pages, or a container with subdatasets; GDAL would take the first.",

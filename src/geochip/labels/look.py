@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import pyproj
 
 from geochip.labels.classes import LabelRules
-from geochip.labels.grid import is_geojson, is_raster, known_crs, label_crs
+from geochip.labels.grid import Grid, is_geojson, is_raster, known_crs, label_crs
 from geochip.labels.parquet import is_parquet, parquet_crs
-from geochip.labels.raster import masking, open_raster, require_one
+from geochip.labels.raster import masking, open_raster, require_label_of
 from geochip.labels.source import reading
 from geochip.layers import LayerError, chosen_layers, require_vector
 
@@ -22,20 +22,21 @@ class LabelLook:
     """The nodata value of a raster that is the value of a class too, and hides it; None when there is none such."""
 
 
-def look_at_label(path: str, rules: LabelRules) -> LabelLook:
+def look_at_label(path: str, grid: Grid, rules: LabelRules) -> LabelLook:
     """See whether a label can be opened, and which part of it is meant.
 
     Args:
         path: the label.
+        grid: the scene's, which a raster must have.
         rules: what the run file says of labels.
 
     Raises:
         LabelError: for what is no regular file, an unknown CRS, layers of which nothing says which is meant, a layer
-            that is not there, several rasters in one file.
+            that is not there, a raster that cannot be the label of its scene.
     """
     if is_raster(path):
         with open_raster(path) as dataset:
-            require_one(dataset, path)
+            require_label_of(dataset, path, grid)
             return LabelLook(hidden=dataset.nodata if masking(dataset, rules)[1] else None)
     with reading(path):
         if is_parquet(path):

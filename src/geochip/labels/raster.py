@@ -16,7 +16,7 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from geochip.config import IGNORE
-from geochip.files import require_regular
+from geochip.files import NotRegularError, require_regular
 from geochip.labels.classes import LabelRules, nodata_is_class, pixel_values, unknown_pixel
 from geochip.labels.errors import LabelError, one_line
 from geochip.labels.grid import Grid, same_crs
@@ -37,22 +37,47 @@ def open_raster(path: str) -> Any:
     """
     try:
         require_regular(path)
+    except NotRegularError as error:
+        raise LabelError(f"label {path} could not be read ({error.strerror})") from None
+    except OSError as error:
+        raise LabelError(f"label {path} could not be read as a raster ({error.strerror}); mend or remove it") from None
+    try:
         with warnings.catch_warnings():
             # Scene and label without a georeference have the same one.
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(path)
     except (RasterioError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        raise LabelError(f"label {path} could not be read as a raster ({reason}); mend or remove it") from None
+        raise LabelError(f"label {path} could not be read as a raster ({one_line(error)}); mend or remove it") from None
 
 
-def require_one(dataset: Any, path: str) -> None:
-    """Raise `LabelError` for a file of several rasters, such as the pages of a TIFF, of which GDAL takes the first."""
+def require_label_of(dataset: Any, path: str, grid: Grid) -> None:
+    """See that a raster can be the label of a scene.
+
+    Raises:
+        LabelError: for a file of several rasters, such as the pages of a TIFF, of which GDAL takes the first; for
+            several bands; for other pixels than the scene's.
+    """
     if len(parts := dataset.subdatasets) > 1:
         shown = ", ".join(parts[:_PARTS_SHOWN]) + (", ..." if len(parts) > _PARTS_SHOWN else "")
         raise LabelError(
             f"label {path} holds {len(parts)} rasters ({shown}), and a raster label must be one; write the one that is "
             "meant into a file of its own (gdal_translate, with that name)"
+        )
+    if dataset.count != 1:
+        raise LabelError(
+            f"label {path} has {dataset.count} bands, and a raster label must have one; write the class values alone "
+            "into it (gdal_translate -b)"
+        )
+    found = Grid(
+        height=dataset.height,
+        width=dataset.width,
+        transform=dataset.transform,
+        crs=dataset.crs.to_string() if dataset.crs else None,
+    )
+    if not _same_pixels(found, grid):
+        raise LabelError(
+            f"label {path} does not have its image's pixels: it has {_described(found)}; the image has "
+            f"{_described(grid)}; resample it onto those (gdalwarp -r near -t_srs -te -ts)"
         )
 
 
@@ -94,7 +119,7 @@ class RasterLabel:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self._dataset = stack.enter_context(open_raster(self._path))
-            self._check()
+            require_label_of(self._dataset, self._path, self._grid)
             self._stack = stack.pop_all()
         self._ids = pixel_values(self._rules)
         self._masked, self._hides_class = masking(self._dataset, self._rules)
@@ -105,26 +130,6 @@ class RasterLabel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
-
-    def _check(self) -> None:
-        dataset, grid = self._dataset, self._grid
-        require_one(dataset, self._path)
-        if dataset.count != 1:
-            raise LabelError(
-                f"label {self._path} has {dataset.count} bands, and a raster label must have one; write the class "
-                "values alone into it (gdal_translate -b)"
-            )
-        found = Grid(
-            height=dataset.height,
-            width=dataset.width,
-            transform=dataset.transform,
-            crs=dataset.crs.to_string() if dataset.crs else None,
-        )
-        if not _same_pixels(found, grid):
-            raise LabelError(
-                f"label {self._path} does not have its image's pixels: it has {_described(found)}; the image has "
-                f"{_described(grid)}; resample it onto those (gdalwarp -r near -t_srs -te -ts)"
-            )
 
     def draw(self, window: Window, size: int | None = None) -> npt.NDArray[np.uint8]:
         """Read a window that lies inside the scene.
