@@ -6,10 +6,15 @@ STAMP := $(VENV)/.installed
 DEMO ?= demo
 # Two ranks, however many cores: the demo is the whole way a cluster would go, at a size for a laptop.
 RANKS ?= 2
+# Where they meet. With --standalone torchrun finds one itself, and unpickles what anyone puts there.
+FREE_PORT = $$($(BIN)/python -c 'import socket; one = socket.create_server(("localhost", 0)); print(one.getsockname()[1])')
 # Processes that tests run in, a file of tests in one of them; each takes about 4 GiB.
 JOBS ?= 2
+# Broken inputs of `make fuzz`, and the seed that they follow from.
+CASES ?= 2000
+SEED ?= 0
 
-.PHONY: venv demo test lint bench clean
+.PHONY: venv demo test fuzz lint bench clean
 
 venv: $(STAMP)
 
@@ -23,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/python -m geochip.synthetic $(DEMO)/data --train 48 --val 6 --test 4 --size 256 --overwrite
 	$(BIN)/python -m geochip.chipping --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node=$(RANKS) -m geochip.train_ddp \
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node=$(RANKS) --master-port=$(FREE_PORT) -m geochip.train_ddp \
 	  --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
 	$(BIN)/python -m geochip.infer --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
 	$(BIN)/python -m geochip.evaluate --config examples/demo.yaml --run_dir $(DEMO)/run --data.root $(DEMO)/data
@@ -38,6 +43,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz --cases $(CASES) --seed $(SEED)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

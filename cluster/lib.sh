@@ -7,6 +7,11 @@ SITE_VARIABLES=(
   GPU_INTERFACE SCHEDULER_INTERFACE DASHBOARD LOCAL_DIRECTORY PROFILES CPU_PARTITION CPU_CORES CPU_MEMORY CPU_TIME GPU_PARTITION GPU_GRES GPU_CORES
   GPU_MEMORY GPU_TIME TRAIN_NODES TRAIN_RANKS DRIVER_PARTITION DRIVER_MEMORY DRIVER_TIME MAX_REQUEUES RUN_FILE
 )
+# What counts where site.env says nothing; it names each of these (a test compares them).
+SITE_DEFAULTS=(
+  KIND=slurm CHIP_WORKERS=4 INFER_WORKERS=4 DASHBOARD=no CPU_CORES=1 CPU_MEMORY=4G CPU_TIME=01:00:00
+  GPU_CORES=4 GPU_MEMORY=16G GPU_TIME=02:00:00 TRAIN_NODES=1 DRIVER_MEMORY=4G DRIVER_TIME=24:00:00 MAX_REQUEUES=10
+)
 NOTICE=300 # seconds before a job's end in which it is told to stop; stands in the batch scripts, too
 
 fail() { # TEXT [EXIT_CODE]
@@ -24,7 +29,7 @@ absolute() { # PATH: without resolving links, so that it stays as a person knows
 # ---- site.env
 
 load_site() {
-  local file name
+  local file name value
   file=${GEOCHIP_SITE:-$GEOCHIP_CLUSTER_DIR/site.env}
   [ -r "$file" ] || fail "$file cannot be read; GEOCHIP_SITE names the file that describes the site (default: cluster/site.env)"
   # Every value would end in an invisible character.
@@ -50,15 +55,16 @@ load_site() {
   note_what_is_given
   # shellcheck disable=SC2034 # for train.sbatch
   RANKS_GIVEN=${GEOCHIP_TRAIN_RANKS:-}
-  : "${GEOCHIP_KIND:=slurm}" "${GEOCHIP_PYTHON:=}" "${GEOCHIP_IMAGE:=}" "${GEOCHIP_CHIP_WORKERS:=4}"
-  : "${GEOCHIP_CPU_CORES:=1}" "${GEOCHIP_CPU_MEMORY:=4G}" "${GEOCHIP_CPU_TIME:=01:00:00}"
-  : "${GEOCHIP_GPU_GRES:=}" "${GEOCHIP_GPU_CORES:=4}" "${GEOCHIP_GPU_MEMORY:=16G}" "${GEOCHIP_GPU_TIME:=02:00:00}"
-  : "${GEOCHIP_DRIVER_PARTITION:=${GEOCHIP_CPU_PARTITION:-}}" "${GEOCHIP_DRIVER_MEMORY:=4G}"
-  : "${GEOCHIP_DRIVER_TIME:=24:00:00}" "${GEOCHIP_MAX_REQUEUES:=10}" "${GEOCHIP_TRAIN_NODES:=1}"
-  : "${GEOCHIP_TRAIN_RANKS:=$(gpus_in "$GEOCHIP_GPU_GRES")}"
   # On one node there is one process for the GPU.
-  if [ "$GEOCHIP_KIND" = local ] && [ -n "$GEOCHIP_GPU_GRES" ]; then : "${GEOCHIP_INFER_WORKERS:=1}"; fi
-  : "${GEOCHIP_INFER_WORKERS:=4}" "${GEOCHIP_GPU_INTERFACE:=${GEOCHIP_INTERFACE:-}}"
+  if [ "${GEOCHIP_KIND:-}" = local ] && [ -n "${GEOCHIP_GPU_GRES:-}" ]; then : "${GEOCHIP_INFER_WORKERS:=1}"; fi
+  for name in "${SITE_DEFAULTS[@]}"; do
+    value=GEOCHIP_${name%%=*}
+    if [ -z "${!value:-}" ]; then printf -v "$value" %s "${name#*=}"; fi
+  done
+  : "${GEOCHIP_PYTHON:=}" "${GEOCHIP_IMAGE:=}" "${GEOCHIP_GPU_GRES:=}"
+  : "${GEOCHIP_DRIVER_PARTITION:=${GEOCHIP_CPU_PARTITION:-}}"
+  : "${GEOCHIP_TRAIN_RANKS:=$(gpus_in "$GEOCHIP_GPU_GRES")}"
+  : "${GEOCHIP_GPU_INTERFACE:=${GEOCHIP_INTERFACE:-}}"
   check_site
   # Jobs may wait for hours where many want the same GPUs. A driver whose own time runs out begins it anew.
   if [ "$GEOCHIP_KIND" = slurm ]; then : "${GEOCHIP_WAIT_MINUTES:=$(($(seconds_of "$GEOCHIP_DRIVER_TIME") / 120))}"; fi
@@ -111,12 +117,21 @@ take_sbatch_defaults() {
 }
 
 check_site() {
-  local name value
+  local name value word
+  for name in "${SITE_VARIABLES[@]}"; do
+    local -n list=GEOCHIP_$name
+    for word in "${list[@]}"; do
+      # Lines of a shell may be some, divided by tabs.
+      if [ "$name" = PROLOGUE ]; then word=${word//[$'\n\t']/}; fi
+      [[ $word != *[[:cntrl:]]* ]] ||
+        fail "GEOCHIP_$name=$(printf %q "$word") is not allowed: must be one line of text, without line breaks or other control characters"
+    done
+  done
   case $GEOCHIP_KIND in
     slurm | srun | local) ;;
     *) fail "GEOCHIP_KIND=$GEOCHIP_KIND is not allowed: must be slurm, srun or local" ;;
   esac
-  case ${GEOCHIP_DASHBOARD:-no} in
+  case $GEOCHIP_DASHBOARD in
     yes | no) ;;
     *) fail "GEOCHIP_DASHBOARD=$GEOCHIP_DASHBOARD is not allowed: must be yes or no" ;;
   esac
@@ -191,6 +206,7 @@ TEXT
   fi
   OUT=$(absolute "${1%/}")
   # Slurm replaces %j and the like in the names of logs, and takes a backslash for a quote.
+  [[ $OUT != *[[:cntrl:]]* ]] || fail "$(printf %q "$OUT") has a line break or another control character in its path; choose another name"
   [[ $OUT != *[%\\]* ]] || fail "$OUT: Slurm's log files cannot be in a directory with % or \\ in its path; choose another name"
   RUN_FILE=${2:-}
   if [ -z "$RUN_FILE" ] && [ -e "$OUT/run.yaml" ]; then RUN_FILE=$OUT/run.yaml; fi
@@ -205,6 +221,7 @@ find_run_file() { # after load_site
 
 # ---- Options and flags
 
+# shellcheck disable=SC2153 # load_site sets them, from SITE_DEFAULTS
 sbatch_options() { # STEP: sets OPTIONS, from resources to logs
   local option step=$1 memory=${GEOCHIP_CPU_MEMORY%[MG]} unit=${GEOCHIP_CPU_MEMORY: -1}
   local -a all one=(--nodes=1 --ntasks=1)
@@ -224,7 +241,7 @@ sbatch_options() { # STEP: sets OPTIONS, from resources to logs
     infer-local) all=("${one[@]}" "${gpu[@]}") ;;
   esac
   all+=(${GEOCHIP_ACCOUNT:+"--account=$GEOCHIP_ACCOUNT"} ${GEOCHIP_QOS:+"--qos=$GEOCHIP_QOS"}
-    "--job-name=geochip-$step" "--output=$OUT/logs/$step-%j.out" --open-mode=append --requeue "--signal=B:USR2@$NOTICE"
+    "--job-name=$step-geochip" "--output=$OUT/logs/$step-%j.out" --open-mode=append --requeue "--signal=B:USR2@$NOTICE"
     --export=ALL)
   OPTIONS=()
   for option in "${all[@]}"; do
@@ -311,7 +328,7 @@ python_command() { # [--driver]: sets PYTHON_COMMAND
 as_list() { # WORDS...: a YAML list of quoted strings
   local word list=""
   for word in "$@"; do
-    word=${word//\\/\\\\}
+    word=${word//\\/\\\\} word=${word//$'\n'/\\n} word=${word//$'\t'/\\t}
     list+=", \"${word//\"/\\\"}\""
   done
   printf '[%s]' "${list#, }"
@@ -321,7 +338,7 @@ dask_flags() { # WORKERS: sets FLAGS
   local section launcher prefix value name interface
   local -a PYTHON_COMMAND # the workers'; that of the driver may be another
   FLAGS=("--cluster.kind=$GEOCHIP_KIND" "--cluster.workers=$1")
-  if [ "${GEOCHIP_DASHBOARD:-no}" = yes ]; then FLAGS+=(--cluster.dashboard=true); fi
+  if [ "$GEOCHIP_DASHBOARD" = yes ]; then FLAGS+=(--cluster.dashboard=true); fi
   if [ "$GEOCHIP_KIND" = local ]; then return; fi
   python_command
   printf -v launcher '%q ' "${PYTHON_COMMAND[@]}"

@@ -63,7 +63,7 @@ refuse_a_second_submission() {
 }
 
 submit() { # STEP AFTER_JOB: sets JOB
-  local step=$1 after=$2
+  local step=$1 after=$2 status=0 errors said
   sbatch_options "$step"
   batch_script "$step"
   if [ -n "$after" ]; then OPTIONS+=("--dependency=afterok:$after" --kill-on-invalid-dep=yes); fi
@@ -75,9 +75,14 @@ submit() { # STEP AFTER_JOB: sets JOB
     return
   fi
   if [ "$SCRIPT" != "$GEOCHIP_CLUSTER_DIR/$step.sbatch" ]; then printf %s "$SCRIPT_TEXT" >"$SCRIPT"; fi
-  if ! JOB=$("${command[@]}"); then
+  errors=$(mktemp)
+  JOB=$("${command[@]}" 2>"$errors") || status=$?
+  said=$(cat "$errors")
+  rm -f "$errors"
+  if [ -n "$said" ]; then printf '%s\n' "$said" >&2; fi
+  if [ "$status" -ne 0 ]; then
     if [ ${#JOBS[@]} -gt 0 ]; then scancel "${JOBS[@]}"; fi
-    fail "sbatch refused the step $step, for the reason above; nothing of this submission is left in the queue. What it was asked: $(printf '%q ' "${command[@]}")" 1
+    fail "sbatch refused the step $step, for the reason above; nothing of this submission is left in the queue; change $(variables_of "$step" "$said") in $GEOCHIP_SITE_FILE. What it was asked: $(printf '%q ' "${command[@]}")" 1
   fi
   JOB=${JOB%%;*}
   printf '%-9s job %s%s\n' "$step" "$JOB" "${after:+, after $after has succeeded}"
@@ -127,11 +132,11 @@ examine_steps() {
     most=$(most_seconds "$partition")
     batch_script "$step"
     if ! said=$(sbatch --test-only "${OPTIONS[@]}" <<<"$SCRIPT_TEXT" 2>&1); then
-      say FAIL "$step step" "Slurm refuses its job: $(one_line "$said"); change site.env. What it was asked: sbatch $(printf '%q ' "${OPTIONS[@]}")"
+      say FAIL "$step step" "Slurm refuses its job: $(one_line "$said"); change $(variables_of "$step" "$said") in $GEOCHIP_SITE_FILE. What it was asked: sbatch $(printf '%q ' "${OPTIONS[@]}")"
       result=1
     # Slurm may take such a job, and leave it in the queue for ever.
     elif [ -n "$most" ] && [ "$(seconds_of "$walltime")" -gt "$most" ]; then
-      say FAIL "$step step" "--time=$walltime is more than ${partition:-the default partition} allows, $((most / 60)) minutes; lower $(variable_of_time "$step") in site.env"
+      say FAIL "$step step" "--time=$walltime is more than ${partition:-the default partition} allows, $((most / 60)) minutes; lower $(variable_of_time "$step") in $GEOCHIP_SITE_FILE"
       result=1
     else
       say ok "$step step" "Slurm takes its job: $(one_line "$said")"
@@ -142,6 +147,32 @@ examine_steps() {
 
 one_line() { # WHAT SBATCH SAID
   sed -e 's/^sbatch: *//' -e 's/^error: *//' -e '/^$/d' <<<"$1" | paste -s -d ';' | sed 's/;/; /g'
+}
+
+# What in site.env a refused job's options come from: what Slurm's words are about, or all of it.
+variables_of() { # STEP WHAT_SBATCH_SAID
+  local kind=CPU memory found=""
+  case $1-$GEOCHIP_KIND in
+    train-* | infer-srun | infer-local) kind=GPU ;;
+    chip-slurm | infer-slurm) kind=DRIVER ;;
+  esac
+  memory=GEOCHIP_${kind}_MEMORY
+  if [ "$1" = evaluate ]; then memory=GEOCHIP_DRIVER_MEMORY; fi
+  case ${2,,} in
+    *qos*) found=GEOCHIP_QOS ;;
+    *account*) found=GEOCHIP_ACCOUNT ;;
+    *gres* | *gpu*) if [ "$kind" = GPU ]; then found=GEOCHIP_GPU_GRES; fi ;;
+    *memory*) found=$memory ;;
+    *"time limit"* | *timelimit*) found=$(variable_of_time "$1") ;;
+    *partition*) found=GEOCHIP_${kind}_PARTITION ;;
+    *"unrecognized option"* | *"invalid option"*) found=GEOCHIP_DIRECTIVES ;;
+  esac
+  if [ -z "$found" ]; then
+    found="what its options come from: GEOCHIP_ACCOUNT, GEOCHIP_QOS, GEOCHIP_${kind}_PARTITION, $memory, $(variable_of_time "$1")"
+    if [ "$kind" = GPU ]; then found+=", GEOCHIP_GPU_GRES, GEOCHIP_GPU_CORES"; fi
+    found+=" or GEOCHIP_DIRECTIVES"
+  fi
+  echo "$found"
 }
 
 variable_of_time() { # STEP

@@ -20,6 +20,7 @@ from geochip.store import (
     ChipStore,
     SplitLayout,
     SplitResult,
+    StorePlan,
     create_chip_store,
     finish_chip_store,
     shard_files,
@@ -37,10 +38,17 @@ def create(path, chips=7, *, size=8, bands=3, shard=4, dtype="uint16", fill_valu
         shard=shard,
     )
     config = {"data": {"splits": ["val", "train"]}, "chips": {"size": size}}
-    create_chip_store(
-        path, [layout], bands=bands, size=size, dtype=dtype, fill_value=fill_value, classes=["ground", "tall building"],
-        attributes={"chip_size": size, "config": config, "nodata": None, **attributes},
+    classes = ["ground", "tall building"]
+    every = {
+        "chip_size": size, "config": config, "nodata": None, "seed": 0, "class_names": classes,
+        "bands": list(range(1, bands + 1)), "band_names": [f"band_{band + 1}" for band in range(bands)],
+        "dtype": dtype, "pixel_size_range": None, "fingerprint": "f", "geochip_version": "0",
+    }  # fmt: skip
+    plan = StorePlan(
+        layouts=[layout], bands=bands, size=size, dtype=dtype, fill_value=fill_value, classes=classes,
+        attributes={**every, **attributes},
     )  # fmt: skip
+    create_chip_store(path, plan)
 
 
 def pixels(chips, size=8, bands=3, dtype="uint16"):
@@ -205,10 +213,10 @@ def test_written_and_table_tell_what_is_there(tmp_path):
     assert ChipStore(path).attrs["complete"] is False
     done = result(7)
     done.status[3] = CHIP_DROPPED
-    finish_chip_store(path, {"train": done}, {"statistics": {"mean": [1]}})
+    finish_chip_store(path, {"train": done}, {"overlap": {"pairs": 0}})
     store = ChipStore(path)
     assert store.attrs["complete"] is True
-    assert store.attrs["statistics"] == {"mean": [1]}
+    assert store.attrs["overlap"] == {"pairs": 0}
     assert store.splits == ["train"]
     assert store.written("train").tolist() == [0, 1, 2, 4, 5, 6]
     table = store.table("train")

@@ -285,7 +285,11 @@ def test_a_bad_scene_keeps_its_positions_and_the_rest_goes_on(tmp_path, chip, ca
     assert gpd.read_parquet(tmp_path / "run" / "scenes.parquet").set_index("scene_id").status["2"] == "bad"
     capsys.readouterr()
     chip("--data.max_bad_scenes=2")
-    assert "set aside, as data.max_bad_scenes allows:\nscene 2 (train)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    # A label that is no JSON is known before anything is cut.
+    assert "set aside: scene 3 (train): label " in printed
+    assert "set aside, as data.max_bad_scenes allows:\nscene 3 (train)" in printed
+    assert "\nscene 2 (train): " in printed
     # Mended files are taken up by the same command.
     damaged.write_bytes(whole[: len(whole)])
     label.write_text(label_text)

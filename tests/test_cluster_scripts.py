@@ -19,6 +19,7 @@ import yaml
 from geochip.cluster import job_script
 from geochip.run_file import parse_run_config
 from helpers import ROOT
+from told import told
 
 CLUSTER = ROOT / "cluster"
 STEPS = ("chip", "train", "infer", "evaluate")
@@ -38,12 +39,12 @@ if number in answer.get("silent", {{}}).get(name, []):
 if name == "sbatch" and "--test-only" in arguments:
     (here / ("script%d" % number)).write_text(sys.stdin.read())
     if number == answer.get("refused"):
-        sys.exit("allocation failure: Invalid account")
+        sys.exit("allocation failure: " + answer.get("refusal", "Invalid account"))
     print("sbatch: Job 9 to start at 2026-03-01T14:00:00 using 1 processors on nodes node1", file=sys.stderr)
 elif name == "sbatch":
     number = sum(line.startswith('["sbatch"') for line in (here / "calls").read_text().splitlines())
     if number == answer.get("refused"):
-        sys.exit("sbatch: error: Batch job submission failed: Invalid account")
+        sys.exit("sbatch: error: Batch job submission failed: " + answer.get("refusal", "Invalid account"))
     print(100 + number)
 elif name == "squeue":
     print(*answer.get("queued", []), sep=chr(10))
@@ -158,13 +159,13 @@ def test_an_unedited_site_file_submits_four_jobs_in_a_row(site):
     for number, step in enumerate(STEPS):
         after = [f"--dependency=afterok:{100 + number}", "--kill-on-invalid-dep=yes"] if number else []
         assert submitted[step] == [
-            "--parsable", *expected[step], f"--job-name=geochip-{step}", f"--output={site.out}/logs/{step}-%j.out",
+            "--parsable", *expected[step], f"--job-name={step}-geochip", f"--output={site.out}/logs/{step}-%j.out",
             *common, *after, str(CLUSTER / f"{step}.sbatch"), str(site.out), str(site.out / "run.yaml"),
         ]  # fmt: skip
     # What the batch scripts say of themselves, for whoever submits one alone, is the same.
     for step in STEPS:
         directives = re.findall(r"^#SBATCH (.*)$", (CLUSTER / f"{step}.sbatch").read_text(), re.MULTILINE)
-        assert set(directives) == {f"--job-name=geochip-{step}", *common[:3]}
+        assert set(directives) == {f"--job-name={step}-geochip", *common[:3]}
 
 
 def test_what_is_printed_says_how_to_watch_and_to_go_on(site):
@@ -255,7 +256,7 @@ def test_the_gpu_nodes_may_have_another_interface(site):
     assert site.job("infer").returncode == 0
     _, flags = geochip_flags(site.calls("python")[0])
     assert {"--cluster.cpu.interface=eth0", "--cluster.gpu.interface=ib1"} <= set(flags)
-    assert site.job("train").returncode == 0
+    assert site.job("train", SLURM_JOB_NUM_NODES="2").returncode == 0
     assert site.calls("srun")[0][1]["NCCL_SOCKET_IFNAME"] == "ib1"
 
 
@@ -310,6 +311,67 @@ def test_every_variable_is_in_the_site_file_with_an_example(site):
     )
 
 
+def test_the_site_file_names_the_defaults_that_count(site):
+    text = re.search(r"SITE_DEFAULTS=\((.*?)\)", (CLUSTER / "lib.sh").read_text(), re.DOTALL)
+    named = re.findall(r"^#GEOCHIP_(\w+)=.*?  # default: ([\w:]+)", (CLUSTER / "site.env").read_text(), re.MULTILINE)
+    assert dict(named) == dict(pair.split("=") for pair in text[1].split())
+    assert len(named) == len(dict(named)) >= 13
+    # And these are what an empty file gives: as if each had been written into it.
+    site.describe("")
+    empty = site.submitted()
+    (site.bin / "calls").unlink()
+    site.describe("".join(f"GEOCHIP_{name}={value}\n" for name, value in named))
+    assert site.submitted() == empty
+
+
+def test_squeue_shows_which_step_a_job_is_of(site):
+    names = []
+    for arguments in site.submitted().values():
+        (name,) = [word.removeprefix("--job-name=") for word in arguments if word.startswith("--job-name=")]
+        names.append(name)
+    config = parse_run_config(["--cluster.kind=slurm"], command="chipping", description="")[0]
+    for jobs in ("cpu", "gpu"):
+        names += re.findall(r"^#SBATCH -J (\S+)$", job_script(config.cluster, jobs, "/r"), re.MULTILINE)
+    assert [name[:8] for name in names] == ["chip-geo", "train-ge", "infer-ge", "evaluate", "chip-wor", "infer-wo"]
+    assert all("geochip" in name for name in names)
+
+
+REFUSALS = {
+    "Invalid account or account/partition combination specified": ["GEOCHIP_ACCOUNT"] * 4,
+    "Invalid qos specification": ["GEOCHIP_QOS"] * 4,
+    "invalid partition specified: x": [
+        "GEOCHIP_DRIVER_PARTITION", "GEOCHIP_GPU_PARTITION", "GEOCHIP_DRIVER_PARTITION", "GEOCHIP_CPU_PARTITION",
+    ],
+    "Requested time limit is invalid (missing or exceeds some limit)": [
+        "GEOCHIP_DRIVER_TIME", "GEOCHIP_GPU_TIME", "GEOCHIP_DRIVER_TIME", "GEOCHIP_CPU_TIME",
+    ],
+    "Memory specification can not be satisfied": [
+        "GEOCHIP_DRIVER_MEMORY", "GEOCHIP_GPU_MEMORY", "GEOCHIP_DRIVER_MEMORY", "GEOCHIP_DRIVER_MEMORY",
+    ],
+    "unrecognized option '--nice=x'": ["GEOCHIP_DIRECTIVES"] * 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", REFUSALS)
+def test_a_refusal_names_the_variable_to_change(site, said):
+    for number, (step, variable) in enumerate(zip(STEPS, REFUSALS[said], strict=True), 1):
+        (site.bin / "calls").unlink(missing_ok=True)
+        site.answer(refused=number, refusal=said)
+        done = site.run("pipeline.sh", site.directory / f"out{number}", site.run_file)
+        fails(
+            done, f"sbatch refused the step {step}", f"; change {variable} in {site.directory}/site.env. What", code=1
+        )
+        assert said in done.stderr
+    told("step_refused", done.stderr)
+
+
+def test_a_refusal_of_another_kind_names_all_that_it_may_come_from(site):
+    site.answer(refused=2, refusal="Requested node configuration is not available")
+    done = site.run("pipeline.sh", site.out, site.run_file)
+    variables = "GEOCHIP_GPU_PARTITION, GEOCHIP_GPU_MEMORY, GEOCHIP_GPU_TIME, GEOCHIP_GPU_GRES, GEOCHIP_GPU_CORES"
+    fails(done, f"GEOCHIP_ACCOUNT, GEOCHIP_QOS, {variables} or GEOCHIP_DIRECTIVES in ", code=1)
+
+
 def geochip_flags(call):
     arguments, _ = call
     module = arguments.index("-m")
@@ -318,7 +380,7 @@ def geochip_flags(call):
 
 def test_the_drivers_flags_are_keys_that_geochip_knows(site, tmp_path):
     text = ATLAS.replace("GEOCHIP_PYTHON=/project/geospatialworkshop/geochip/.venv/bin/python", "GEOCHIP_PYTHON=python")
-    text = text.replace('"module load apptainer/1.1.9"', r"""'export A="b c"' 'B=\d'""")
+    text = text.replace('"module load apptainer/1.1.9"', r"""'export A="b c"' 'B=\d' $'if true; then\n\tC=1\nfi'""")
     profiles = tmp_path / "my profiles.yaml"
     profiles.write_text((CLUSTER / "jobqueue.yaml").read_text())
     site.describe(text.replace("/home/me/geochip/cluster/jobqueue.yaml", f"'{profiles}'"))
@@ -333,7 +395,7 @@ def test_the_drivers_flags_are_keys_that_geochip_knows(site, tmp_path):
     for jobs, name in ((cluster.cpu, "cpu"), (cluster.gpu, "gpu")):
         assert (jobs.profile, jobs.account, jobs.qos) == (f"geochip-{name}", "geospatialworkshop", "normal")
         assert (jobs.interface, jobs.local_directory, jobs.log_directory) == ("ib0", "/tmp", f"{site.out}/logs")
-        assert tuple(jobs.prologue) == ('export A="b c"', r"B=\d")
+        assert tuple(jobs.prologue) == ('export A="b c"', r"B=\d", "if true; then\n\tC=1\nfi")
         assert tuple(jobs.directives) == ("--reservation=workshop", "--mail-type=FAIL")
         assert tuple(jobs.skip_directives) == ("--mem",)
         image = "/project/geospatialworkshop/geochip/geochip.sif"
@@ -522,6 +584,9 @@ SITE_FAULTS = {
     "GEOCHIP_DIRECTIVES='--nice --qos=low'": 'GEOCHIP_DIRECTIVES="--nice --qos=low" is one word to bash; in brackets it is a list: GEOCHIP_DIRECTIVES=(--nice --qos=low)',
     "GEOCHIP_SKIP_DIRECTIVES='--mem -t'": "in brackets it is a list: GEOCHIP_SKIP_DIRECTIVES=(--mem -t)",
     "GEOCHIP_BINDS='/data /more'": "in brackets it is a list: GEOCHIP_BINDS=(/data /more)",
+    "GEOCHIP_ACCOUNT=$'a\\nb'": r"GEOCHIP_ACCOUNT=$'a\nb' is not allowed: must be one line of text, without line breaks or other control",
+    "GEOCHIP_DIRECTIVES=(--nice $'--comment=a\\rb')": r"GEOCHIP_DIRECTIVES=$'--comment=a\rb' is not allowed: must be one line",
+    "GEOCHIP_PROLOGUE=($'a\\nb' $'a\\eb')": r"GEOCHIP_PROLOGUE=$'a\Eb' is not allowed: must be one line of text",
     "GEOCHIP_ACCOUNT=(mine": "bash cannot read it, for the reason above; write NAME=value",
     "GEOCHIP_IMAGE=a.sif": "GEOCHIP_IMAGE with GEOCHIP_KIND=slurm needs GEOCHIP_PYTHON as well, a Python outside of the image",
     "GEOCHIP_KIND=local GEOCHIP_GPU_GRES=gpu:2 GEOCHIP_INFER_WORKERS=2": "GEOCHIP_INFER_WORKERS=2 is not allowed with GEOCHIP_KIND=local",
@@ -544,6 +609,7 @@ def test_other_faults_are_refused_before_anything_is_submitted(site):
     fails(site.run("pipeline.sh", site.out), f"no run file: name one after {site.out}")
     fails(site.run("pipeline.sh", site.out, "none.yaml"), f"{site.directory}/none.yaml: there is no such run file")
     fails(site.run("pipeline.sh", "100%", site.run_file), "100%: Slurm's log files cannot be in a directory with %")
+    fails(site.run("pipeline.sh", "a\nb", site.run_file), r"a\nb' has a line break or another control character in its")
     fails(
         site.run("pipeline.sh", "--steps=chip,tain", site.out),
         "--steps: there is no step tain; there are chip,train,infer",
@@ -589,7 +655,8 @@ def test_there_is_a_rank_for_each_gpu(site, gres, gpus):
     site.describe(f"GEOCHIP_GPU_GRES={gres}\n")
     assert site.job("train").returncode == 0
     ((arguments, _),) = site.calls("srun")
-    assert f"--nproc-per-node={gpus}" in arguments
+    started = [word for word in arguments if word.startswith("--nproc-per-node=")]
+    assert started == ([f"--nproc-per-node={gpus}"] if gpus > 1 else [])
 
 
 def test_an_earlier_run_is_gone_on_with_and_never_overwritten(site):
@@ -657,7 +724,7 @@ def test_when_a_step_is_refused_nothing_stays_in_the_queue(site):
     site.answer(refused=3)
     done = site.run("pipeline.sh", site.out, site.run_file)
     assert "sbatch: error: Batch job submission failed: Invalid account" in done.stderr
-    fails(done, "sbatch refused the step infer, for the reason above", "--job-name=geochip-infer", code=1)
+    fails(done, "sbatch refused the step infer, for the reason above", "--job-name=infer-geochip", code=1)
     assert [arguments for arguments, _ in site.calls("scancel")] == [["101", "102"]]
 
 
@@ -695,10 +762,9 @@ def test_how_training_is_started(site):
     ((arguments, environment),) = site.calls("srun")
     assert arguments == [
         "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=8", "--kill-on-bad-exit=1",
-        "bash", "-c", 'trap "" USR2; export PET_RDZV_CONF="is_host=$((SLURM_NODEID == 0))" '
-        'PET_LOCAL_ADDR="${PET_LOCAL_ADDR:-$SLURMD_NODENAME}"; exec "$@"', "train",
-        "python", "-m", "torch.distributed.run",
-        "--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-id=123456", "--rdzv-endpoint=node1:13456",
+        "bash", "-c", 'trap "" USR2; export PET_NODE_RANK="$SLURM_NODEID"; exec "$@"', "train",
+        "python", "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2",
+        "--rdzv-backend=static", "--rdzv-id=123456", "--master-addr=node1", "--master-port=13456",
         "-m", "geochip.train_ddp", "--config", str(site.out / "run.yaml"), "--run_dir", str(site.out),
     ]  # fmt: skip
     assert environment["OMP_NUM_THREADS"] == "4"
@@ -708,24 +774,26 @@ def test_how_training_is_started(site):
 
 
 def test_where_ranks_meet(site):
-    """On one node torchrun looks for a free port itself; of two, only the first one may open it.
-
-    They call each other by Slurm's names: what a node thinks that its own name is need not be known to the others.
-    """
+    """On the first node that Slurm names; those of one node stay on it, and one process needs no torchrun at all."""
     assert site.job("train", SLURM_JOB_NUM_NODES="1").returncode == 0
+    site.describe("GEOCHIP_TRAIN_RANKS=2\nGEOCHIP_GPU_INTERFACE=ib0\n")
+    assert site.job("train", SLURM_JOB_NUM_NODES="1").returncode == 0
+    site.describe("")
     assert site.job("train", SLURM_JOB_NUM_NODES="2").returncode == 0
-    (one, alone), (_, together) = site.calls("srun")
-    assert "--standalone" in one
-    assert not [word for word in one if word.startswith("--rdzv")]
-    node = [*one[one.index("bash") :][:3], "train", "sh", "-c", "echo $PET_RDZV_CONF $PET_LOCAL_ADDR"]
-    for given, number, told in (
-        (alone, "0", "is_host=1 localhost"),
-        (together, "0", "is_host=1 node1"),
-        (together, "1", "is_host=0 node2"),
-    ):
-        environment = {**site.environment, **given, "SLURM_NODEID": number, "SLURMD_NODENAME": f"node{int(number) + 1}"}
-        done = subprocess.run(node, env=environment, capture_output=True, text=True, check=True, timeout=20)
-        assert done.stdout == f"{told}\n"
+    (alone, _), (one, environment), (several, _) = site.calls("srun")
+    assert alone[alone.index("train") :][:4] == ["train", "python", "-m", "geochip.train_ddp"]
+    assert ("--nnodes=1" in one, "--master-addr=localhost" in one) == (True, True)
+    assert "GLOO_SOCKET_IFNAME" not in environment
+    assert ("--nnodes=2" in several, "--master-addr=node1" in several) == (True, True)
+    for arguments in (one, several):
+        assert "--rdzv-backend=static" in arguments
+        # What torchrun makes of a static rendezvous without one is not static.
+        assert "--master-port=10007" in arguments
+    node = [*one[one.index("bash") :][:3], "train", "sh", "-c", "echo $PET_NODE_RANK"]
+    done = subprocess.run(
+        node, env={**site.environment, "SLURM_NODEID": "1"}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1\n"
 
 
 def test_a_port_that_is_taken_is_not_where_ranks_meet(site):
@@ -737,8 +805,8 @@ def test_a_port_that_is_taken_is_not_where_ranks_meet(site):
         taken.listen()
         assert site.job("train", SLURM_JOB_NUM_NODES="2", SLURM_JOB_ID=str(port - 10000)).returncode == 0
     ((arguments, _),) = site.calls("srun")
-    (endpoint,) = [word for word in arguments if word.startswith("--rdzv-endpoint=node1:")]
-    assert int(endpoint.rpartition(":")[2]) > port
+    (given,) = [word for word in arguments if word.startswith("--master-port=")]
+    assert int(given.rpartition("=")[2]) > port
 
 
 def test_ranks_are_as_many_as_the_gpus_that_the_job_was_given(site):
@@ -749,7 +817,7 @@ def test_ranks_are_as_many_as_the_gpus_that_the_job_was_given(site):
     assert "--nproc-per-node=2" in site.calls("srun")[1][0]
     site.describe("GEOCHIP_TRAIN_RANKS=1\n")
     assert site.job("train", SLURM_GPUS_ON_NODE="2").returncode == 0
-    assert "--nproc-per-node=1" in site.calls("srun")[2][0]
+    assert "torch.distributed.run" not in site.calls("srun")[2][0]
     site.describe("GEOCHIP_TRAIN_RANKS=3\n")
     fails(
         site.job("train", SLURM_GPUS_ON_NODE="2"),
@@ -927,7 +995,7 @@ def test_the_doctor_asks_slurm_for_the_jobs_of_the_steps(site):
         == "ok   chip step: Slurm takes its job: Job 9 to start at 2026-03-01T14:00:00 using 1 processors on nodes node1"
     )
     assert lines[1].startswith(
-        "FAIL train step: Slurm refuses its job: allocation failure: Invalid account; change site.env. What it was asked: sbatch --nodes=1"
+        f"FAIL train step: Slurm refuses its job: allocation failure: Invalid account; change GEOCHIP_ACCOUNT in {site.directory}/site.env. What it was asked: sbatch --nodes=1"
     )
     assert "a run would fail all the same: see the lines above that begin with FAIL and name a step" in done.stderr
     assert not site.out.exists()
@@ -955,7 +1023,7 @@ def test_the_doctor_knows_how_long_jobs_may_take(site):
     done = site.run("pipeline.sh", "--doctor", site.out, site.run_file)
     assert done.returncode == 1
     assert [line for line in done.stdout.splitlines() if line.startswith("FAIL")] == [
-        "FAIL train step: --time=02:00:00 is more than gpu allows, 60 minutes; lower GEOCHIP_GPU_TIME in site.env"
+        f"FAIL train step: --time=02:00:00 is more than gpu allows, 60 minutes; lower GEOCHIP_GPU_TIME in {site.directory}/site.env"
     ]
 
 

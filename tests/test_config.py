@@ -106,21 +106,21 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
     [
         ("--chips.size=0", "chips.size: 0 is not allowed: must be 1 to 16384 pixels"),
         ("--chips.per_scene=0", "chips.per_scene: 0 is not allowed: must be 1 to 1000000"),
-        ("--chips.seed=-1", "chips.seed: -1 is not allowed: must be at least 0"),
-        ("--train.epochs=0", "train.epochs: 0 is not allowed: must be at least 1"),
-        ("--train.batch_size=0", "train.batch_size: 0 is not allowed: must be at least 1"),
-        ("--train.lr=0", "train.lr: 0.0 is not allowed: must be greater than 0"),
-        ("--train.seed=-1", "train.seed: -1 is not allowed: must be at least 0"),
-        ("--train.save_minutes=0", "train.save_minutes: 0.0 is not allowed: must be greater than 0, or null"),
+        ("--chips.seed=-1", "chips.seed: -1 is not allowed: must be 0 to 9223372036854775807 (2**63 - 1)"),
+        ("--train.epochs=0", "train.epochs: 0 is not allowed: must be 1 to 1000000"),
+        ("--train.batch_size=0", "train.batch_size: 0 is not allowed: must be 1 to 65536"),
+        ("--train.lr=0", "train.lr: 0.0 is not allowed: must be greater than 0 and at most 1000000"),
+        ("--train.seed=-1", "train.seed: -1 is not allowed: must be 0 to 9223372036854775807 (2**63 - 1)"),
+        ("--train.save_minutes=0", "train.save_minutes: 0.0 is not allowed: must be greater than 0 and at most 1000000, or null"),
         ("--train.split=x", "train.split: 'x' is not allowed: must be one of data.splits: train, val, test"),
-        ("--infer.window=0", "infer.window: 0 is not allowed: must be at least 1, or null"),
-        ("--infer.stride=0", "infer.stride: 0 is not allowed: must be at least 1, or null"),
-        ("--infer.batch_size=0", "infer.batch_size: 0 is not allowed: must be at least 1"),
-        ("--infer.block=8", "infer.block: 8 is not allowed: must be at least 16 pixels"),
-        ("--cluster.workers=0", "cluster.workers: 0 is not allowed: must be at least 1, or null"),
+        ("--infer.window=0", "infer.window: 0 is not allowed: must be 1 to 16384 pixels, or null"),
+        ("--infer.stride=0", "infer.stride: 0 is not allowed: must be 1 to 16384 pixels, or null"),
+        ("--infer.batch_size=0", "infer.batch_size: 0 is not allowed: must be 1 to 65536"),
+        ("--infer.block=8", "infer.block: 8 is not allowed: must be 16 to 65536 pixels"),
+        ("--cluster.workers=0", "cluster.workers: 0 is not allowed: must be 1 to 100000, or null"),
         (
             "--cluster.kind=address",
-            "cluster.address: None is not allowed: must be given for cluster.kind: address, such as tcp://10.0.0.1:8786",
+            "cluster.address: null is not allowed: must be given for cluster.kind: address, such as tcp://10.0.0.1:8786",
         ),
         ("--cluster.kind=pbs", "cluster.kind: 'pbs' is not allowed: must be one of 'local', 'slurm', 'srun', 'address'"),
         ("--run_dir=", "run_dir: '' is not allowed: must not be empty"),
@@ -145,12 +145,12 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
         ("--data.classes=[a,a]", "data.classes: ('a', 'a') is not allowed: must not name a class twice"),
         (
             "--data.classes=[a,b,c]",
-            "labels.class_property: None is not allowed: must name the property that tells the 2 classes of geometries apart",
+            "labels.class_property: null is not allowed: must name the property that tells the 2 classes of geometries apart",
         ),
             ("--chips.size_range=[30,20]", "chips.size_range: (30, 20) is not allowed: must be [smallest, largest], 1 to 65536"),
             ("--chips.size_range=[3]", "chips.size_range: '[3]' is not allowed: must be a list of two whole numbers or null"),
             ("--chips.per_area=0", "chips.per_area: 0.0 is not allowed: must be greater than 0 and at most 1000000 chips for a million pixels, or null"),
-            ("--chips.stride=0 --chips.method=grid", "chips.stride: 0 is not allowed: must be at least 1, or null"),
+            ("--chips.stride=0 --chips.method=grid", "chips.stride: 0 is not allowed: must be 1 to 1000000 pixels, or null"),
             ("--chips.stride=9", "chips.stride: 9 is not allowed: is for chips.method: grid; chips.per_scene or chips.per_area say how many random windows there are"),
             ("--chips.method=grid --chips.size_range=[3,4]", "chips.size_range: (3, 4) is not allowed: is for chips.method: random; leave it out with a grid"),
             ("--chips.method=grid --chips.per_area=2", "chips.per_area: 2.0 is not allowed: is for chips.method: random; a grid's chips.stride says how dense it is"),
@@ -160,29 +160,29 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
     ("--chips.edge=pad", "chips.edge: 'pad' is not allowed: is for chips.method: grid; random windows lie inside their scene"),
             ("--chips.negative_rate=0.5", "chips.negative_rate: 0.5 is not allowed: is for chips.target_classes, which names no class"),
             ("--data.label={split}{id}.tif --labels.buffer=2", "labels.buffer: 2.0 is not allowed: is for geometries, but data.label ({split}{id}.tif) is a raster; leave it out"),
-                    ("--chips.max_tries=0", "chips.max_tries: 0 is not allowed: must be at least 1"),
+                    ("--chips.max_tries=0", "chips.max_tries: 0 is not allowed: must be 1 to 1000000"),
             ("--chips.aoi={name}.gpkg", "chips.aoi: '{name}.gpkg' is not allowed: only {split} and {id} can be filled in, there is another opening brace"),
             ("--chips.target_classes=[road]", "chips.target_classes: ('road',) is not allowed: must be one of data.classes: background, building"),
             ("--labels.priority=[road]", "labels.priority: ('road',) is not allowed: must be one of data.classes: background, building"),
             ("--labels.priority=[building,building]", "labels.priority: ('building', 'building') is not allowed: must not name a class twice"),
-            ("--labels.buffer=-1", "labels.buffer: -1.0 is not allowed: must be at least 0"),
+            ("--labels.buffer=-1", "labels.buffer: -1.0 is not allowed: must be 0 to 1000000"),
             ("--labels.buffer={road: 1}", "labels.buffer: {'road': 1.0} is not allowed: must be one of data.classes: background, building"),
             ("--labels.class_map={}", "labels.class_map: {} is not allowed: must map at least one value, or be null"),
             ("--labels.class_map={a:road}", "labels.class_map: '{a:road}' is not allowed: must be a mapping such as {value: name} or null"),
         ("--labels.class_map={a: road}", "labels.class_map: {'a': 'road'} is not allowed: must be one of data.classes: background, building"),
             ("--labels.class_map={a: building} --labels.ignore=[a]", "labels.ignore: ('a',) is not allowed: also stands in labels.class_map; a value is one or the other"),
             ("--data.stack=[height.tif]", "data.stack: 'height.tif' is not allowed: must contain {id}"),
-            ("--split.by=manifest", "split.manifest: None is not allowed: must be the path of a table for split.by: manifest"),
+            ("--split.by=manifest", "split.manifest: null is not allowed: must be the path of a table for split.by: manifest"),
             ("--split.by=blocks --data.image=a{id}.tif --data.label=b{id}.tif --data.stack=['{split}{id}.tif']", "data.stack: '{split}{id}.tif' is not allowed: must not contain {split} when split.by: blocks makes the splits"),
             ("--split.fractions={train: 0.5, val: 0.4, test: 0}", "split.fractions: {'train': 0.5, 'val': 0.4, 'test': 0.0} is not allowed: must be shares of at least 0 that add up to 1"),
             ("--split.fractions={train: 1}", "split.fractions: {'train': 1.0} is not allowed: must give a share to each of data.splits: train, val, test"),
-            ("--split.block=0", "split.block: 0.0 is not allowed: must be greater than 0"),
-            ("--split.buffer=-1", "split.buffer: -1.0 is not allowed: must be at least 0, or null"),
-            ("--split.seed=-1", "split.seed: -1 is not allowed: must be at least 0"),
+            ("--split.block=0", "split.block: 0.0 is not allowed: must be 0.01 to 10000000 metres"),
+            ("--split.buffer=-1", "split.buffer: -1.0 is not allowed: must be 0 to 10000000 metres, or null"),
+            ("--split.seed=-1", "split.seed: -1 is not allowed: must be 0 to 9223372036854775807 (2**63 - 1)"),
         ("--data.bands=[]", "data.bands: () is not allowed: must be band numbers of at least 1, or null for all"),
         ("--data.bands=[0]", "data.bands: (0,) is not allowed: must be band numbers of at least 1, or null for all"),
         ("--data.bands=[1,1]", "data.bands: (1, 1) is not allowed: must not name a band twice"),
-        ("--data.max_bad_scenes=-1", "data.max_bad_scenes: -1 is not allowed: must be at least 0"),
+        ("--data.max_bad_scenes=-1", "data.max_bad_scenes: -1 is not allowed: must be 0 to 1000000000"),
     ],
 )  # fmt: skip
 def test_impossible_values_are_named_with_what_is_allowed(flag, line):
@@ -202,8 +202,8 @@ def test_impossible_values_are_named_with_what_is_allowed(flag, line):
             ],
         ),
         ("chips: 3\n", ["chips: 3 is not allowed: must be a section with the keys size, method, per_scene, per_area, stride, edge, size_range, aoi, aoi_layer, aoi_within, min_valid, target_classes, min_target_fraction, negative_rate, max_tries, seed, allow_overlap, store; or leave it out"]),
-        ("chips:\n", ["chips: nothing is not allowed: must be a section with the keys size, method, per_scene, per_area, stride, edge, size_range, aoi, aoi_layer, aoi_within, min_valid, target_classes, min_target_fraction, negative_rate, max_tries, seed, allow_overlap, store; or leave it out"]),
-        ("chips:\n  size: 3\nchips:\n  seed: 1\n", ["chips: stands twice in the run file (line 3); join them"]),
+        ("chips:\n", ["chips: null is not allowed: must be a section with the keys size, method, per_scene, per_area, stride, edge, size_range, aoi, aoi_layer, aoi_within, min_valid, target_classes, min_target_fraction, negative_rate, max_tries, seed, allow_overlap, store; or leave it out"]),
+        ("chips:\n  size: 3\nchips:\n  seed: 1\n", ["--config: {file} cannot be read: chips stands twice (line 3); join them"]),
         ("", ["--config: {file} holds no keys; see --print_config for those that there are"]),
         ("- a\n", ["--config: {file} holds no keys; see --print_config for those that there are"]),
     ],
@@ -245,12 +245,12 @@ def test_a_stride_beyond_the_window_is_refused():
 
 def test_a_run_file_that_is_missing_or_no_yaml(tmp_path):
     (line,) = error_lines("--config", tmp_path / "none.yaml")
-    assert line.startswith("--config: File does not exist")
+    assert line.startswith(f"--config: '{tmp_path}/none.yaml' cannot be read: No such file or directory; ")
     assert line.endswith("give the path of a run file")
     broken = tmp_path / "broken.yaml"
     broken.write_text("chips: [\n")
     (line,) = error_lines("--config", broken)
-    assert line.startswith(f"--config: {broken} is no valid YAML: ")
+    assert line.startswith(f"--config: {broken} cannot be read: it is no valid YAML: ")
 
 
 def test_commands_exit_with_2_and_write_nothing(tmp_path):

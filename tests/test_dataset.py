@@ -8,7 +8,15 @@ import torch
 from geochip.config import ChipsConfig, DataConfig, InferConfig, ModelConfig, RunConfig, TrainConfig
 from geochip.dataset import BatchReader, find_data, training_batches, turned, validation_batches
 from geochip.errors import InputError, WorkError
-from geochip.store import ChipStore, SplitLayout, SplitResult, create_chip_store, finish_chip_store, write_shard
+from geochip.store import (
+    ChipStore,
+    SplitLayout,
+    SplitResult,
+    StorePlan,
+    create_chip_store,
+    finish_chip_store,
+    write_shard,
+)
 
 CHIPS, SIZE, BANDS, SHARD = 13, 8, 2, 4
 CPU = torch.device("cpu")
@@ -22,6 +30,12 @@ def position_coded(chips=CHIPS):
     return image, np.stack([label] * chips)
 
 
+STATISTICS = {
+    "split": "train", "mean": [10.0, 20.0], "std": [1.0, 2.0], "min": [1.0, 2.0], "max": [30.0, 40.0],
+    "percentiles": {"50": [10.0, 20.0]}, "class_pixels": {"background": 1, "building": 1}, "valid_pixels": 2,
+}  # fmt: skip
+
+
 def make_store(path: Path, *, written=None, complete=True, valid_fraction=1.0, statistics="right"):
     image, label = position_coded()
     layout = SplitLayout(
@@ -29,14 +43,15 @@ def make_store(path: Path, *, written=None, complete=True, valid_fraction=1.0, s
         scene_id=["a"] * CHIPS,
         shard=SHARD,
     )
-    create_chip_store(
-        path, [layout], bands=BANDS, size=SIZE, dtype="uint16", fill_value=0, classes=["background", "building"],
+    plan = StorePlan(
+        layouts=[layout], bands=BANDS, size=SIZE, dtype="uint16", fill_value=0, classes=["background", "building"],
         attributes={
             "geochip_version": "0.1.0", "config": {"data": {"splits": ["train", "val"]}, "chips": {}}, "seed": 0,
             "class_names": ["background", "building"], "bands": [3, 1], "band_names": ["red", "blue"],
             "dtype": "uint16", "nodata": None, "chip_size": SIZE, "pixel_size_range": [0.3, 0.4], "fingerprint": "f0",
         },
     )  # fmt: skip
+    create_chip_store(path, plan)
     for start in range(0, CHIPS, SHARD):
         write_shard(path, "train", start, image[start : start + SHARD], label[start : start + SHARD])
     if complete:
@@ -46,7 +61,7 @@ def make_store(path: Path, *, written=None, complete=True, valid_fraction=1.0, s
             status=np.zeros(CHIPS, np.uint8) if written is None else np.where(written, 0, 1).astype(np.uint8),
         )
         if statistics == "right":
-            statistics = {"split": "train", "mean": [10.0, 20.0], "std": [1.0, 2.0]}
+            statistics = STATISTICS
         finish_chip_store(path, {"train": result}, {"statistics": statistics})
     return ChipStore(path)
 
@@ -249,7 +264,11 @@ def test_a_store_that_cannot_be_trained_on(tmp_path, store):
     with pytest.raises(InputError, match=r"has no chips of split 'val'; .* or use --train.val_split null"):
         find_data(config(store.path, val_split="val"), world=1)
     for number, wrong in enumerate(
-        ({"valid_fraction": 0.0}, {"statistics": None}, {"statistics": {"mean": [None, None], "std": [None, None]}})
+        (
+            {"valid_fraction": 0.0},
+            {"statistics": None},
+            {"statistics": {**STATISTICS, "mean": [None, None], "std": [None, None]}},
+        )
     ):
         path = make_store(tmp_path / f"empty{number}.zarr", **wrong).path
         with pytest.raises(
@@ -259,7 +278,7 @@ def test_a_store_that_cannot_be_trained_on(tmp_path, store):
 
 
 def test_statistics_of_another_split_are_refused(tmp_path):
-    statistics = {"split": "val", "mean": [10.0, 20.0], "std": [1.0, 2.0]}
+    statistics = {**STATISTICS, "split": "val"}
     path = make_store(tmp_path / "chips.zarr", statistics=statistics).path
     with pytest.raises(
         InputError, match=r"train.split: .* has the statistics of split 'val', not 'train'; remove the store"

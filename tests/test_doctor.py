@@ -254,8 +254,17 @@ def test_pretrained_weights_are_looked_for_and_never_fetched(examine, scenes, tm
     flags = ["--model.architecture=unet", "--model.encoder=resnet18", "--no_probe"]
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    told = examine(*flags)
+    assert not told.failed
+    assert (
+        "the imagenet weights of resnet18 are not in this machine's cache yet; training fetches them when it begins. "
+        "Where it has no network, run this once on a machine" in told.about("pretrained weights", "warn")
+    )
+    # On a compute node it would have none.
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     text = examine(*flags).about("pretrained weights", "FAIL")
-    assert "the imagenet weights of resnet18 are not in this machine's cache" in text
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert "the imagenet weights of resnet18 are not in this machine's cache and compute nodes mostly have no" in text
     assert "run this once on a machine with a network that shares the cache" in text
     assert "m.fetch_encoder_weights('resnet18', 'imagenet')" in text
     assert "there are no 'imagent' weights" in examine(*flags, "--model.encoder_weights=imagent").about(
@@ -1152,7 +1161,7 @@ SCRIPT = """#!/usr/bin/env bash
 #SBATCH --mem=8G
 #SBATCH -t 01:30:00
 #SBATCH --gres=gpu:a100:1
-export GDAL_CACHEMAX=128
+export OMP_NUM_THREADS=1
 {prologue}
 {python} -m distributed.cli.dask_worker tcp://10.0.0.1:1 --nthreads 1 --interface ib0
 """

@@ -28,6 +28,7 @@ def bright_boxes(height, width, bands, dtype, transform, nodata=None):
     return image, [box(transform, *one) for one in boxes]
 
 
+@pytest.mark.filterwarnings("ignore:the grid of scene 4 is rotated")
 @pytest.mark.parametrize(
     ("height", "width", "bands", "dtype", "crs", "transform", "nodata"),
     [

@@ -21,13 +21,15 @@ import geochip
 from bundles import MEAN, STD, contract, identity_bundle, random_bundle
 from geochip import infer_worker
 from geochip.errors import InputError, WorkError, run_command
-from geochip.infer import create_store, main, missing_pieces
-from geochip.infer_plan import fit_scenes, pixel_size_warnings, plan_inference, predictions_depend_on
+from geochip.infer import main
+from geochip.infer_plan import fit_scenes, pixel_size_warnings, plan_inference
+from geochip.infer_state import grids_of, header_of, look, store_settings
 from geochip.infer_worker import Job, predict_pieces, with_nodata
 from geochip.run_file import parse_run_config
 from geochip.scenes import Scene, find_scenes
-from geochip.store import Journal, PredictionStore, journal_path, make_header
+from geochip.store import Journal, PredictionStore, journal_path
 from helpers import UTM, data_flags, run, tree_hash, write_image, write_scene
+from told import told
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use `@` matmul:PendingDeprecationWarning")
 
@@ -202,11 +204,11 @@ def test_no_byte_depends_on_workers_or_order(tmp_path, flags):
     # The other way round, and in this process.
     config, _ = parse_run_config([*two, f"--infer.store={tmp_path / 'r.zarr'}"], command="infer", description="")
     plan = plan_inference(config, ())
-    header = make_header(*predictions_depend_on(plan))
+    header = header_of(plan, config.prediction_store)
     with Journal.of_store(config.prediction_store, header, option="infer.store") as journal:
-        create_store(config.prediction_store, plan, header["fingerprint"])
-        store = PredictionStore(config.prediction_store)
-        pieces = missing_pieces(plan, store, journal)
+        settings = store_settings(plan, header["fingerprint"])
+        store = PredictionStore.create(config.prediction_store, grids_of(plan), **settings)
+        pieces = look(plan, config.prediction_store, journal).to_do
         assert len(pieces) == 2 * 3 * 2
         for piece in reversed(pieces):
             predict_pieces(job_of(config, plan), 0, [piece])
@@ -218,6 +220,7 @@ def job_of(config, plan, **changes):
     values = Job(
         bundle=str(config.bundle_dir), model_sha256=plan.model_sha256, device="cpu", store=str(config.prediction_store),
         sliding=plan.sliding, nodata=plan.contract.nodata, probability=config.infer.probability,
+        block=config.infer.block,
     )  # fmt: skip
     return replace(values, **changes)
 
@@ -288,17 +291,14 @@ def test_only_missing_blocks_are_predicted(tmp_path, small, capsys):
 def test_other_settings_are_refused_with_what_differs(tmp_path, small, capsys):
     main(small)
     before = tree_hash(tmp_path / "run")
-    write_scene(tmp_path / "data", "test", "3", image_of(class_map(20, 20)))
     assert run_command(main, [*small, "--infer.stride=10", "--infer.blend=average"]) == 2
     err = capsys.readouterr().err
-    assert "infer.stride was 32, now 10; infer.blend was 'hann', now 'average'; 1 scene not there before: 3" in err
+    assert "infer.stride was 32, now 10; infer.blend was 'hann', now 'average'; choose" in err
     assert "choose another run_dir or --infer.store, or remove it to make it anew" in err
-    (tmp_path / "data" / "test" / "scene_3.tif").unlink()
-    (tmp_path / "data" / "test" / "scene_2.tif").unlink()
     write_scene(tmp_path / "data", "test", "1", image_of(class_map(91, 70)))
     assert run_command(main, small) == 2
     err = capsys.readouterr().err
-    assert "1 scene gone: 2; 1 scene changed: 1" in err
+    assert "made from something else: 1 scene changed: 1; choose" in err
     assert tree_hash(tmp_path / "run") == before
 
 
@@ -495,7 +495,7 @@ def test_too_few_bands(tmp_path, small, capsys):
     identity_bundle(tmp_path / "run" / "model", bands=3)
     err = refused(small, capsys, tmp_path)
     assert "has the bands band_1, the model takes band_1, band_2, band_3, in this order" in err
-    assert "name its numbers with --data.bands" in err
+    told("bands-too-few", err)
 
 
 def test_a_gpu_that_is_not_there(tmp_path, small, capsys):
@@ -516,7 +516,7 @@ def test_a_dry_run_says_what_would_be_done(tmp_path, small, capsys):
     told = capsys.readouterr().out
     assert told.startswith("2 scenes, ")
     assert "4 jobs with this script would be submitted:\n\n#!/bin/bash -l\n" in told
-    assert "\n#SBATCH -J geochip-gpu\n" in told
+    assert "\n#SBATCH -J infer-worker-geochip\n" in told
     assert "\n#SBATCH --gres=gpu:a100_1g.10gb:1\n" in told
     main([*small, "--dry_run"])
     assert "jobs with this script" not in capsys.readouterr().out
@@ -558,9 +558,7 @@ def test_bands_of_other_names_do_not_fit():
     # Found by name they would fit; chosen by data.bands they are meant as they are.
     assert fit_scenes([swapped], described, bands_chosen=False)[0][0].bands == (3, 2, 1)
     _, ((_, reason),), _ = fit_scenes([swapped], described, bands_chosen=True)
-    assert reason.startswith(
-        "5.tif has the bands blue, green, red, the model takes red, green, blue, in this order; name"
-    )
+    assert reason.startswith("5.tif has the bands blue, green, red as data.bands chooses them, the model takes red, ")
     _, ((_, reason),), _ = fit_scenes([scene(band_names=("nir", "green", "red"))], described, bands_chosen=False)
     assert reason.startswith("5.tif has the bands nir, green, red, the model takes red, green, blue, in this order")
 
@@ -595,18 +593,21 @@ def test_pixels_without_data_get_the_models_nodata():
     assert filled.tolist() == [[[0, 99], [2, 3]], [[4, 99], [6, 7]]]
     assert filled.dtype == np.uint16
     assert with_nodata(image, valid, 1.0, None).tolist() == [[[0, 0], [2, 3]], [[4, 0], [6, 7]]]
-    # Where both agree a pixel stays as it is, as it did in training.
-    assert with_nodata(image, valid, 99.0, 99.0) is image
+    # As in the chips, whatever else tells that a pixel has no data: a mask beside the same nodata value, for example.
+    assert with_nodata(image, valid, 99.0, 99.0).tolist() == filled.tolist()
+    assert with_nodata(image, np.ones_like(valid), 1.0, 99.0) is image
+    # Without any nodata value in the scenes that it was trained on a pixel under a mask stays as it is, here as there.
+    assert with_nodata(image, valid, None, None) is image
 
 
 @pytest.fixture
 def job_and_piece(tmp_path, small):
     config, _ = parse_run_config(small, command="infer", description="")
     plan = plan_inference(config, ())
-    header = make_header(*predictions_depend_on(plan))
+    header = header_of(plan, config.prediction_store)
     with Journal.of_store(config.prediction_store, header, option="infer.store") as journal:
-        create_store(config.prediction_store, plan, header["fingerprint"])
-        pieces = missing_pieces(plan, PredictionStore(config.prediction_store), journal)
+        PredictionStore.create(config.prediction_store, grids_of(plan), **store_settings(plan, header["fingerprint"]))
+        pieces = look(plan, config.prediction_store, journal).to_do
     return job_of(config, plan), pieces[0]
 
 

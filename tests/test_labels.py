@@ -129,7 +129,7 @@ def test_errors_of_files(tmp_path):
     path.write_text(
         '{"type": "FeatureCollection", "crs": {"type": "name", "properties": {"name" "x"}}, "features": []}'
     )
-    with pytest.raises(LabelError, match="is no valid JSON in its crs member"):
+    with pytest.raises(LabelError, match="is no valid JSON"):
         label_crs(str(path))
     with pytest.raises(LabelError, match=r"label .*none.geojson could not be read \(No such file or directory\)"):
         label_crs(str(tmp_path / "none.geojson"))

@@ -150,7 +150,8 @@ ERRORS_OF_TABLES = {
     "twice in a split": (
         {"scene_id": ["1", "2", "1"], "split": ["train"] * 3},
         "split.manifest: {path} lists scene '1' of train twice, in row 1 (train) and in row 3 (train); a scene belongs "
-        "to one split, once: remove a row",
+        "to one split, once: give one of them another scene_id, with the path of its image in a column image, or "
+        "remove a row that is too many",
     ),
     "in two splits": (
         {"scene_id": ["1", "1"], "split": ["train", "val"]},

@@ -73,7 +73,7 @@ def test_a_huge_scene_is_never_read_whole(tmp_path):
     # Sparse: the file takes no room, its pixels would take 588 MiB.
     with rasterio.open(
         path, "w", driver="GTiff", count=3, height=14_000, width=14_000, dtype="uint8", sparse_ok=True,
-        tiled=True, crs="EPSG:32611", transform=UTM,
+        tiled=True, crs="EPSG:32611", transform=UTM, nodata=0,
     ):  # fmt: skip
         pass
     with SceneReader(scene_of(path)) as reader:

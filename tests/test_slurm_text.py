@@ -65,8 +65,8 @@ def test_the_job_of_a_bare_run_file(tmp_path):
     # A login shell: `module` is known there.
     assert script.startswith("#!/bin/bash -l\n")
     assert directives(script) == [
-        "-J geochip-cpu", "-n 1", "--cpus-per-task=1", "--mem=4G", "-t 01:00:00",
-        f'--output="{tmp_path}/logs/geochip-cpu-%j.out"', "--nodes=1", "--requeue", "--open-mode=append",
+        "-J chip-worker-geochip", "-n 1", "--cpus-per-task=1", "--mem=4G", "-t 01:00:00",
+        f'--output="{tmp_path}/logs/chip-worker-geochip-%j.out"', "--nodes=1", "--requeue", "--open-mode=append",
     ]  # fmt: skip
     words = worker_words(script)
     assert words[:4] == [sys.executable, "-m", "distributed.cli.dask_worker", "tls://ADDRESS:PORT"]
@@ -77,7 +77,7 @@ def test_the_job_of_a_bare_run_file(tmp_path):
     assert (option(words, "--lifetime"), option(words, "--lifetime-stagger")) == ("3060s", "180s")
     assert "--no-dashboard" in words
     assert "--nworkers" not in words
-    for line in ("export GDAL_CACHEMAX=128", "export OMP_NUM_THREADS=1", "export MALLOC_ARENA_MAX=2"):
+    for line in ("export OMP_NUM_THREADS=1", "export MALLOC_ARENA_MAX=2"):
         assert line in script.splitlines()
     # Nothing is started or written for a look at the script.
     assert list(tmp_path.iterdir()) == []
@@ -86,8 +86,8 @@ def test_the_job_of_a_bare_run_file(tmp_path):
 def test_the_job_of_a_full_run_file(tmp_path):
     script = job_script(ClusterConfig(kind="slurm", gpu=HEAVY), "gpu", tmp_path)
     assert directives(script) == [
-        "-J geochip-gpu", "-p gpu-a100-mig7", "-A forest", "-n 1", "--cpus-per-task=6", "--mem=20G", "-t 1-12",
-        f'--output="{tmp_path}/logs/geochip-gpu-%j.out"', "--nodes=1", "--requeue", "--open-mode=append", "--qos=long",
+        "-J infer-worker-geochip", "-p gpu-a100-mig7", "-A forest", "-n 1", "--cpus-per-task=6", "--mem=20G", "-t 1-12",
+        f'--output="{tmp_path}/logs/infer-worker-geochip-%j.out"', "--nodes=1", "--requeue", "--open-mode=append", "--qos=long",
         "--gres=gpu:a100_1g.10gb:1", "--constraint=a100", '--comment="two words"',
     ]  # fmt: skip
     words = worker_words(script)
@@ -113,7 +113,7 @@ def test_directives_can_be_left_out(tmp_path):
     [
         ("--account", "-A forest"), ("-A", "-A forest"), ("--time", "-t 1-12"), ("-t", "-t 1-12"), ("--time=1", "-t 1-12"),
         ("--partition", "-p gpu-a100-mig7"), ("-p", "-p gpu-a100-mig7"), ("--ntasks", "-n 1"), ("-n", "-n 1"),
-        ("--job-name", "-J geochip-gpu"), ("-c", "--cpus-per-task=6"), ("--cpus-per-task", "--cpus-per-task=6"),
+        ("--job-name", "-J infer-worker-geochip"), ("-c", "--cpus-per-task=6"), ("--cpus-per-task", "--cpus-per-task=6"),
         ("--mem", "--mem=20G"), ("--mem-per-cpu", "--mem=20G"), ("-N", "--nodes=1"), ("--nodes", "--nodes=1"),
         ("--qos", "--qos=long"), ("--gres", "--gres=gpu:a100_1g.10gb:1"),
     ],
@@ -163,7 +163,6 @@ def test_what_the_worker_is_called_with(tmp_path, name):
     assert environ["MINE"] == "1 2"
     # A person's own lines have the last word.
     assert environ["OMP_NUM_THREADS"] == "2"
-    assert environ["GDAL_CACHEMAX"] == "128"
     (output,) = (line for line in directives(script) if line.startswith("--output"))
     assert output == f'--output="{str(run_dir).replace("%", "%%")}/logs/geochip-x-%j.out"'
 
@@ -198,7 +197,10 @@ def test_without_tls_only_by_word(tmp_path):
 
 
 def test_a_log_directory_that_slurm_cannot_write_to(tmp_path):
-    with pytest.raises(InputError, match=r"whose name has a backslash or a quotation mark; name another log_directory"):
+    with pytest.raises(
+        InputError,
+        match=r"whose name has a backslash, a quotation mark or a control character; name another log_directory",
+    ):
         script_of(tmp_path, log_directory='/logs/a"b')
 
 
@@ -224,8 +226,8 @@ def test_a_profile_is_dask_jobqueues_own_and_the_run_file_overrides_it(tmp_path,
     )
     script = script_of(tmp_path, profiles=path, profile="atlas", account="mine", prologue=("module load b",))
     assert directives(script) == [
-        "-J geochip-cpu", "-p atlas", "-A mine", "-n 1", "--cpus-per-task=2", "--mem=6G", "-t 02:00:00",
-        '--output="/logs/geochip-cpu-%j.out"', "--nodes=1", "--requeue", "--open-mode=append", "--gres=gpu:1",
+        "-J chip-worker-geochip", "-p atlas", "-A mine", "-n 1", "--cpus-per-task=2", "--mem=6G", "-t 02:00:00",
+        '--output="/logs/chip-worker-geochip-%j.out"', "--nodes=1", "--requeue", "--open-mode=append", "--gres=gpu:1",
     ]  # fmt: skip
     words = worker_words(script)
     assert words[0] == "/opt/python"
@@ -283,15 +285,15 @@ def test_a_file_of_profiles_that_is_not_there(tmp_path):
         ("--cluster.cpu.memory=8", "cluster.cpu.memory: '8' is not allowed: must be an amount of memory"),
         ("--cluster.gpu.walltime=soon", "cluster.gpu.walltime: 'soon' is not allowed: must be a time of at least a minute as Slurm writes it"),
         ("--cluster.gpu.walltime=0:30", "must be a time of at least a minute"),
-        ("--cluster.gpu.cores=0", "cluster.gpu.cores: 0 is not allowed: must be at least 1, or null"),
+        ("--cluster.gpu.cores=0", "cluster.gpu.cores: 0 is not allowed: must be 1 to 100000, or null"),
         ("--cluster.cpu.partition=a b", "cluster.cpu.partition: 'a b' is not allowed: must be one word, or null"),
-        ("--cluster.cpu.directives=[constraint=a]", "cluster.cpu.directives: ['constraint=a'] is not allowed: must be options of sbatch, such as --constraint=a100"),
+        ("--cluster.cpu.directives=[constraint=a]", "cluster.cpu.directives: ['constraint=a'] is not allowed: must be options of sbatch, each in one line, such as --constraint=a100"),
         ("--cluster.cpu.directives=[--array=1-3]", "a job is one worker; cluster.workers says how many"),
         ("--cluster.cpu.directives=[-N2]", "a job is one worker; cluster.workers says how many"),
         ("--cluster.cpu.directives=[--output=x]", "must not hold -o, --output, -e, --error: use cluster.cpu.log_directory"),
         ("--cluster.cpu.skip_directives=['']", "cluster.cpu.skip_directives: [''] is not allowed: must be names of directives, such as --mem"),
-        ("--cluster.wait_minutes=0", "cluster.wait_minutes: 0.0 is not allowed: must be greater than 0"),
-        ("--cluster.max_replacements=-1", "cluster.max_replacements: -1 is not allowed: must be at least 0"),
+        ("--cluster.wait_minutes=0", "cluster.wait_minutes: 0.0 is not allowed: must be greater than 0 and at most 1000000"),
+        ("--cluster.max_replacements=-1", "cluster.max_replacements: -1 is not allowed: must be 0 to 1000000"),
     ],
 )  # fmt: skip
 def test_impossible_values_are_named(flag, words):

@@ -13,6 +13,7 @@ from geochip.config import ChipsConfig, DataConfig, RunConfig, SplitConfig
 from geochip.errors import InputError
 from geochip.scenes import Scene, SetAside, catalogue_frame, describe_files, find_scenes
 from geochip.scenes.blocks import divide
+from geochip.scenes.dividing import division_of
 from helpers import FLAT_IMAGE, FLAT_LABEL, ids_by_split, position_coded, write_flat, write_image
 
 SPLITS = ("train", "val", "test")
@@ -198,26 +199,28 @@ ERRORS_OF_BLOCKS = {
     "no CRS": (
         [*lattice(1, 3, 100), record("x", 0, 0, crs=None), record("y", 0, 0, crs=None)],
         {},
-        "split.by: blocks needs to know where each scene lies, and x.tif has no CRS, nor have 1 others; assign one "
-        "(gdal_edit.py -a_srs), or divide the scenes by split.by: manifest",
+        "split.by: blocks needs to know where each scene lies, and x.tif has no CRS, nor have 1 others; assign one to the image "
+        "(gdal_edit.py -a_srs), or divide the scenes by split.by: manifest, or one large image by an area of interest for "
+        "each split (chips.aoi with {split} in it)",
     ),
     "a local grid": (
         [record("x", 0, 0, crs='LOCAL_CS["site",UNIT["metre",1],AXIS["E",EAST],AXIS["N",NORTH]]')],
         {},
-        "split.by: blocks needs to know where each scene lies, and x.tif is on a local grid; assign one "
-        "(gdal_edit.py -a_srs), or divide the scenes by split.by: manifest",
+        "split.by: blocks needs to know where each scene lies, and x.tif is on a local grid; assign one to the image "
+        "(gdal_edit.py -a_srs), or divide the scenes by split.by: manifest, or one large image by an area of interest for "
+        "each split (chips.aoi with {split} in it)",
     ),
     "too few squares": (
         lattice(2, 5, 100),
         {"block": 10_000},
-        "split.block: squares of 10000 m put the 10 scenes into 1 of them, too few for the 3 splits with a share; make "
-        "the squares smaller, or divide the scenes by split.by: manifest",
+        "split.block: squares of 10000 m put the 10 scenes into 1 of them, too few for the 3 splits with a share; set "
+        "split.block to 420, or divide the scenes by split.by: manifest",
     ),
     "nothing to train on": (
         lattice(1, 9, 100),
         {"block": 100, "buffer": 5000},
-        "split.buffer: all 7 scenes of train lie closer than 5000 m to scenes of other splits, none is left; lower "
-        "split.buffer or make split.block larger",
+        "split.buffer: all 7 scenes of train lie closer than 5000 m to scenes of other splits, none is left; set "
+        "split.buffer to 500, or divide the scenes by split.by: manifest",
     ),
     "half the world apart": (
         [
@@ -234,7 +237,7 @@ ERRORS_OF_BLOCKS = {
 @pytest.mark.parametrize(("scenes", "split", "text"), ERRORS_OF_BLOCKS.values(), ids=ERRORS_OF_BLOCKS.keys())
 def test_errors_of_blocks(scenes, split, text):
     with pytest.raises(InputError, match=f"^{re.escape(text)}$"):
-        divide(scenes, blocked(**split))
+        division_of(scenes, blocked(**split))
 
 
 @pytest.fixture

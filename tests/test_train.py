@@ -382,7 +382,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(more, text, chip
 
 def test_places_that_cannot_be_written(chips, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"run_dir: .*file/train cannot be written to: .*; choose another run_dir"):
+    with pytest.raises(InputError, match=r"run_dir: .*/file cannot be written to: .*; choose another run_dir"):
         main(flags(chips, tmp_path / "file"))
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "thesis.txt").write_text("")

@@ -1,8 +1,8 @@
 """Whether chips to train on show the same ground as chips to validate or test on.
 
 The windows of both are compared on the ground: in the scenes' own CRS where all share one, else in longitude and
-latitude. Windows that touch, or overlap by less than half a pixel, do not count: that much the rounding of two
-georeferences makes.
+latitude, cut at 180 degrees. Windows that touch, or overlap by less than half a pixel, do not count: that much the
+rounding of two georeferences makes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +16,7 @@ import pyproj
 import pyproj.exceptions
 import shapely
 
+from geochip.geodesy import outlines, period_of
 from geochip.plan import ChipPlan, PlannedScene
 from geochip.scenes import Scene, corners
 from geochip.windows import Window
@@ -63,8 +64,7 @@ def audit_overlap(plan: ChipPlan, train_split: str, windows_of: Callable[[Planne
     train, other = ([one for one in placed if (one.split == train_split) == flag] for flag in (True, False))
     if not train or not other:
         return Overlap(unplaced=unplaced)
-    crs_of_all = {_header(scene).crs for scene in placed}
-    common = crs_of_all.pop() if len(crs_of_all) == 1 else None
+    common = _common_crs(placed)
     close = _pairs(_outlines(train, _whole, common), _outlines(other, _whole, common))
     if not len(close):
         return Overlap(unplaced=unplaced)
@@ -88,6 +88,14 @@ def audit_overlap(plan: ChipPlan, train_split: str, windows_of: Callable[[Planne
 def _header(scene: PlannedScene) -> Scene:
     assert scene.scene is not None
     return scene.scene
+
+
+def _common_crs(scenes: Iterable[PlannedScene]) -> str | None:
+    """The CRS of all scenes, if they share one in which places can be compared by their numbers."""
+    found = {_header(scene).crs for scene in scenes}
+    crs = found.pop()
+    # The same place has several numbers where longitude goes around.
+    return crs if not found and crs is not None and period_of(crs) is None else None
 
 
 @lru_cache(maxsize=64)
@@ -121,14 +129,11 @@ def _outlines(
         by_crs.setdefault(scene.crs, []).append(corners(scene, inside, inset=_INSET))
         places.setdefault(scene.crs, []).extend(range(count, count + len(windows)))
         count += len(windows)
-    outlines = np.empty(count, dtype=object)
+    found = np.empty(count, dtype=object)
     for crs, pieces in by_crs.items():
         rings = np.concatenate(pieces)
-        if crs != common:
-            to_common = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-            rings = np.stack(to_common.transform(rings[..., 0], rings[..., 1]), axis=-1)
-        outlines[places[crs]] = shapely.polygons(rings)
-    return outlines
+        found[places[crs]] = shapely.polygons(rings) if crs == common else outlines(rings, crs)
+    return found
 
 
 def _pairs(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """What is known of a chipping run before its first byte is written: scenes, faults, plan, overlaps."""
 
-from collections import Counter
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,16 +10,29 @@ import shapely
 
 import geochip
 from geochip.chip_audit import Overlap, audit_overlap
-from geochip.chip_report import map_of_ids
+from geochip.chip_labels import classes_never_named, hidden_classes, look_at_labels
+from geochip.chip_placement import Missed, grid_of, missed_by_areas, missed_by_labels
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError
-from geochip.labels import Grid, LabelError, LabelLook, LabelRules, look_at_label, read_aoi
-from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, plan_chips
-from geochip.progress import counted
-from geochip.sampling import candidates_of, places_of
-from geochip.scenes import Catalogue, Scene, aoi_path, find_scenes, odd_ones, set_aside
-from geochip.store import SplitResult, make_header, read_header
+from geochip.labels import LabelError, read_aoi
+from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, places_in, plan_chips, windows_in
+from geochip.sampling import wanted_of
+from geochip.scenes import (
+    Catalogue,
+    Outputs,
+    Scene,
+    Squares,
+    aoi_path,
+    find_scenes,
+    odd_ones,
+    refuse_overwriting,
+    set_aside,
+)
+from geochip.store import SplitResult, journal_path, make_header, read_header
 from geochip.windows import Window
+
+# Of one scene: a worker lists them all, at some hundred bytes each.
+_MOST_WINDOWS = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +48,8 @@ class Prepared:
     header: dict[str, Any]
     nodata: float | None
     """The store's nodata value."""
+    missed: Missed
+    """What to say of scenes that no feature of their label meets, or that lie outside of their area of interest."""
     doubts: tuple[str, ...] = ()
     """What a person should know of the labels and may not have meant."""
 
@@ -48,14 +63,16 @@ def prepare(config: RunConfig) -> Prepared:
     """Find the scenes, see what is wrong with them and plan the chips; nothing is written.
 
     Raises:
-        InputError: when no scene can be used; see `find_scenes`.
+        InputError: when no scene can be used (see `find_scenes`), or when the labels of a split, or its areas of
+            interest, lie elsewhere than its scenes.
     """
     found = find_scenes(config)
+    refuse_overwriting(config, found, outputs_of(config))
+    found = set_aside(found, [(scene, fault) for scene in found.scenes if (fault := size_fault(scene, config))])
     scenes = {(scene.split, scene.scene_id): scene for scene in found.scenes}
     looks, faults = look_at_labels(scenes, config)
     aois, area_faults = read_areas(scenes, config)
     faults |= area_faults
-    uncertain = frozenset(area_faults)
     catalogue = set_aside(found, [(scenes[name], fault) for name, fault in faults.items()])
     store = config.chip_store
     known = (read_header(store) if store.exists() else None) or {}
@@ -63,6 +80,7 @@ def prepare(config: RunConfig) -> Prepared:
     layout = known.get("layout")
     like = (layout["dtype"], tuple(layout["band_names"])) if layout else None
     catalogue = set_aside(catalogue, odd_ones(catalogue.scenes, like))
+    missed = missed_by_labels(catalogue.scenes, config) | missed_by_areas(aois, scenes, config)
     plan = plan_chips(
         catalogue.order,
         scenes,
@@ -70,7 +88,7 @@ def prepare(config: RunConfig) -> Prepared:
         unusable=frozenset((item.split, item.scene_id) for item in catalogue.bad),
         aois=aois,
         reserved={_name(key): places for key, places in known.get("places", {}).items()},
-        uncertain=uncertain,
+        uncertain=frozenset(area_faults),
         shard=layout["shard"] if layout else None,
     )
     if not plan.chips:
@@ -78,6 +96,8 @@ def prepare(config: RunConfig) -> Prepared:
             "chips.aoi, chips.edge: no scene has room for a chip; choose a smaller chips.size, another chips.edge, or "
             "chips.aoi_within false"
         )
+    if found.squares is not None and config.chips.method == "grid" and config.chips.aoi is None:
+        require_grid_windows(plan, found.squares)
     if layout is None:
         first, nodata = catalogue.scenes[0], [one.nodata for one in scenes.values() if one.nodata is not None]
         layout = {
@@ -89,7 +109,8 @@ def prepare(config: RunConfig) -> Prepared:
             "nodata": str(nodata[0]) if nodata else None,
         }
     places = {one.name: one.places for split in plan.splits for one in split.scenes if one.reserved}
-    header = make_header(*chips_depend_on(plan, config), places=places, layout=layout)
+    divided = found.squares is not None
+    header = make_header(*chips_depend_on(plan, config, divided=divided), places=places, layout=layout)
     overlap = None
     if not config.chips.depend_on_content:
         overlap = audit_overlap(plan, config.train.split, lambda scene: planned_windows(scene, config))
@@ -100,35 +121,50 @@ def prepare(config: RunConfig) -> Prepared:
         overlap=overlap,
         header=header,
         nodata=None if layout["nodata"] is None else float(layout["nodata"]),
+        missed=missed,
         doubts=(*classes_never_named(config), *hidden_classes(looks, config)),
     )
 
 
-def look_at_labels(scenes: Mapping[Name, Scene], config: RunConfig) -> tuple[dict[Name, LabelLook], dict[Name, str]]:
-    """What the labels' headers say, and what is wrong with them."""
-    rules = LabelRules(classes=config.data.classes, labels=config.labels)
-    looks: dict[Name, LabelLook] = {}
-    faults: dict[Name, str] = {}
-    for name, scene in scenes.items():
-        assert scene.label is not None
-        try:
-            looks[name] = look_at_label(scene.label, grid_of(scene), rules)
-        except LabelError as error:
-            faults[name] = f"{error}{_of_all_scenes(config)}"
-            continue
-        if scene.crs is None and (declared := looks[name].crs) is not None:
-            faults[name] = (
-                f"{scene.image} has no CRS while label {scene.label} is in {declared.to_string()}, so nothing tells "
-                "where the label lies on the image; assign one to the image (gdal_edit.py -a_srs)"
-            )
-    return looks, faults
+def require_grid_windows(plan: ChipPlan, squares: Squares) -> None:
+    """Raise `InputError` when the grid has no window in any block of a split, as in one that is turned."""
+    chips = {split.split: split.chips for split in plan.splits}
+    if empty := [split for split in squares.owners if not chips.get(split)]:
+        raise InputError(
+            f"chips.method: no window of the grid lies inside the blocks of {' and '.join(empty)}, which are "
+            f"{squares.side:g} m wide; choose chips.method random, a smaller chips.stride or a larger split.block"
+        )
 
 
-def _of_all_scenes(config: RunConfig) -> str:
-    """What to add to what is wrong with a raster label that is meant for all scenes."""
-    if not (config.data.raster_labels and config.data.shared_label):
-        return ""
-    return ". It is one raster for all scenes; cut it onto the grid of each, and write {id} into data.label"
+def size_fault(scene: Scene, config: RunConfig) -> str | None:
+    """Why a scene has room for more windows than memory has; None when it has not."""
+    chips = config.chips
+    wanted = wanted_of(chips, height=scene.height, width=scene.width)
+    if chips.method == "grid":
+        stride = chips.stride or chips.size
+        wanted = math.prod(-(-max(length - chips.size, 0) // stride) + 1 for length in (scene.height, scene.width))
+    if wanted <= _MOST_WINDOWS:
+        return None
+    return (
+        f"{scene.image} has {scene.height} x {scene.width} pixels, of which {wanted} chips are asked for, and one "
+        f"scene may give {_MOST_WINDOWS}; ask for fewer (chips.stride, chips.per_area, chips.method random), or divide "
+        "the image (gdal_translate -srcwin)"
+    )
+
+
+def outputs_of(config: RunConfig) -> Outputs:
+    """What chipping writes."""
+    store = config.chip_store
+    return Outputs(
+        option="chips.store" if config.chips.store else "run_dir",
+        remedy="choose another --chips.store" if config.chips.store else "choose another run_dir, or set --chips.store",
+        files={
+            config.catalogue_path: "the table of scenes",
+            config.chip_table_path: "the table of chips",
+            journal_path(store): "the journal",
+        },
+        stores=(store, store.with_name(f"{store.name}.creating"), store.with_name(f"{store.name}.labels")),
+    )
 
 
 def read_areas(scenes: Mapping[Name, Scene], config: RunConfig) -> tuple[dict[Name, shapely.Geometry], dict[Name, str]]:
@@ -145,54 +181,16 @@ def read_areas(scenes: Mapping[Name, Scene], config: RunConfig) -> tuple[dict[Na
     return aois, faults
 
 
-def classes_never_named(config: RunConfig) -> list[str]:
-    """What to say of classes that labels.class_map maps no value to, so that no pixel can be of them."""
-    class_map = config.labels.class_map
-    if class_map is None:
-        return []
-    # What lies under no geometry is of the first class anyway.
-    possible = {
-        *class_map.values(),
-        config.labels.no_value,
-        *([] if config.data.raster_labels else config.data.classes[:1]),
-    }
-    return [
-        f"labels.class_map maps no value to class {name!r}, so no pixel will be of it; name its value there, or leave "
-        "the class out of data.classes"
-        for name in config.data.classes
-        if name not in possible
-    ]
-
-
-def hidden_classes(looks: Mapping[Name, LabelLook], config: RunConfig) -> list[str]:
-    """What to say of raster labels whose nodata value is the id of a class."""
-    found = Counter(look.hidden for look in looks.values() if look.hidden is not None)
-    return [
-        f"{counted(times, 'raster label')} declare{'s' if times == 1 else ''} nodata {value:g}, which is the id of "
-        f"class {config.data.classes[int(value)]!r}: such pixels count for nothing (255), as the file says; if they "
-        f"are of that class, {map_of_ids(config.data.classes)}"
-        for value, times in sorted(found.items())
-    ]
-
-
 def _name(key: str) -> Name:
     split, _, scene_id = key.partition("/")
     return split, scene_id
-
-
-def grid_of(scene: Scene) -> Grid:
-    """The pixel grid of a scene, for its labels."""
-    return Grid(height=scene.height, width=scene.width, transform=scene.transform, crs=scene.crs)
 
 
 def planned_windows(planned: PlannedScene, config: RunConfig) -> list[Window]:
     """The windows of a scene where what pixels hold does not decide."""
     scene = planned.scene
     assert scene is not None
-    candidates = candidates_of(
-        config.chips, scene_id=scene.scene_id, height=scene.height, width=scene.width, aoi=planned.aoi
-    )
-    return [place[0] for place in candidates[: planned.places]]
+    return [place[0] for place in windows_in(config.chips, scene, planned.aoi)[: planned.places]]
 
 
 def judge_overlap(overlap: Overlap, config: RunConfig, error: type[InputError] | type[WorkError] = InputError) -> None:
@@ -276,7 +274,5 @@ def windows_without_place(ready: Prepared, config: RunConfig) -> int:
     for split in ready.plan.splits:
         for one in split.scenes:
             if one.reserved and one.scene is not None:
-                height, width = one.scene.height, one.scene.width
-                wanted = places_of(config.chips, scene_id=one.scene_id, height=height, width=width, aoi=one.aoi)
-                count += max(0, wanted - one.places)
+                count += max(0, places_in(config.chips, one.scene, one.aoi) - one.places)
     return count

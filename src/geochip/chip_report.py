@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import shapely
 
-from geochip.config import IGNORE, RunConfig
-from geochip.labels import LabelRules
+from geochip.config import RunConfig
 from geochip.plan import ChipPlan, SplitPlan
 from geochip.progress import counted
-from geochip.scenes import Catalogue, SetAside, settle_bad_scenes
+from geochip.scenes import Catalogue, SetAside, notice_lines, settle_bad_scenes
 from geochip.statistics import PERCENTILES, BandStatistics
 from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, SplitResult
 
@@ -65,25 +65,48 @@ def megabytes(size: float) -> str:
 
 def describe_plan(plan: ChipPlan, catalogue: Catalogue, config: RunConfig, expected: Estimate) -> None:
     """Print what is going to be done."""
+    for text in catalogue.near:
+        print(f"warning: {text}")
     for item in [*catalogue.unlabelled, *catalogue.buffered]:
         print(f"left out: {item}")
     for item in catalogue.bad:
         print(f"set aside: {item}")
+    for line in notice_lines(catalogue.scenes):
+        print(line)
     cramped = [one for split in plan.splits for one in split.scenes if one.usable and one.places < one.wanted]
     for one in cramped[:_NAMED]:
         print(f"scene {one.scene_id} ({one.split}): room for {one.places} of {one.wanted} different windows")
     if len(cramped) > _NAMED:
         print(f"... and {counted(len(cramped) - _NAMED, 'more scene')} with room for fewer windows than were asked for")
+    if (division := describe_squares(catalogue)) is not None:
+        print(division)
     size = config.chips.size
     counts = ", ".join(f"{split.chips} in {split.split}" for split in plan.splits)
-    scenes = sum(len(split.scenes) for split in plan.splits)
-    print(f"{counted(scenes, 'scene')}, {counted(plan.chips, 'chip')} of {size} x {size} ({counts})")
+    print(f"{counted(plan.images, 'scene')}, {counted(plan.chips, 'chip')} of {size} x {size} ({counts})")
     print(
         f"{counted(plan.shards, 'shard')} of {counted(plan.shard, 'chip')} in {counted(expected.tasks, 'task')}; at "
         f"most {megabytes(expected.raw_bytes)} on disk (imagery mostly shrinks to 0.6 of it) in "
         f"{counted(expected.files, 'file')}; "
         f"about {megabytes(expected.worker_bytes)} of memory for each worker"
     )
+
+
+def describe_squares(catalogue: Catalogue) -> str | None:
+    """How squares of ground divide the scenes, in words; None where each scene is whole."""
+    squares = catalogue.squares
+    if squares is None:
+        return None
+    parts = []
+    for split, owned in squares.owners.items():
+        regions = [
+            (scene.height * scene.width if scene.region is None else shapely.area(scene.region), scene.pixel_size or 0)
+            for scene in catalogue.scenes
+            if scene.split == split
+        ]
+        area = sum(pixels * side**2 for pixels, side in regions) / 1e6
+        parts.append(f"{len(owned)} in {split} ({area:.3g} km² to cut from)")
+    apart = f"; {squares.home} keeps {squares.apart:.4g} m away from blocks of other splits" if squares.apart else ""
+    return f"scenes are divided by blocks of {squares.side:g} m: {', '.join(parts)}{apart}"
 
 
 class Rates:
@@ -192,62 +215,6 @@ def describe_split(split: SplitPlan, result: SplitResult, classes: Sequence[str]
     ]
     lacking = "".join(f"; {one}" for one in gone)
     print(f"{split.split}: {counted(split.chips, 'chip')} of {counted(len(split.scenes), 'scene')}; {balance}{lacking}")
-
-
-def describe_labels(config: RunConfig, results: Mapping[str, SplitResult], records: Iterable[Record]) -> None:
-    """Print what is odd about the labels as a whole: pixels that count for nothing, and classes that no pixel is of."""
-    # Records of earlier versions do not say.
-    totals = dict.fromkeys(("unvalued", "label_pixels", "hidden"), 0)
-    for record in records:
-        totals = {key: total + record.get(key, 0) for key, total in totals.items()}
-    if totals["unvalued"]:
-        print(
-            f"{counted(totals['unvalued'], 'feature')} without a value of {config.labels.class_property!r}: "
-            f"{_what_no_value_is(config)}, as the run file says"
-        )
-    if totals["hidden"]:
-        share = 100 * totals["hidden"] / totals["label_pixels"]
-        print(
-            f"warning: {share:.3g} % of the raster labels' pixels count for nothing (255): they have the value of a "
-            f"class that their file declares as nodata; if they are of that class, {map_of_ids(config.data.classes)}"
-        )
-    for split in dict.fromkeys((config.train.split, config.train.val_split)):
-        if split is not None and split in results:
-            for name in absent_classes(results[split], config.data.classes):
-                print(f"warning: no valid pixel of {split} is of class {name!r}; {_why_absent(config)}")
-
-
-def _what_no_value_is(config: RunConfig) -> str:
-    value = LabelRules(classes=config.data.classes, labels=config.labels).without_value
-    return "their pixels are 255" if value in (None, IGNORE) else f"they are {config.data.classes[value or 0]!r}"
-
-
-def map_of_ids(classes: Sequence[str]) -> str:
-    """How to say that pixel values are class ids whatever a file declares as nodata."""
-    pairs = [f"{number}: {name}" for number, name in enumerate(classes[:_NAMED])]
-    return f"say so with labels.class_map: {{{', '.join(pairs)}{', ...' if len(classes) > _NAMED else ''}}}"
-
-
-def absent_classes(result: SplitResult, classes: Sequence[str]) -> list[str]:
-    """Classes that no valid pixel of a split's chips is of; none where there is no chip at all."""
-    written = result.status == CHIP_WRITTEN
-    if not written.any():
-        return []
-    return [
-        name for name, there in zip(classes, (result.class_fraction[written] > 0).any(axis=0), strict=True) if not there
-    ]
-
-
-def _why_absent(config: RunConfig) -> str:
-    if config.data.raster_labels:
-        return (
-            "perhaps its value stands for nodata in the labels or is not in labels.class_map, or no chip shows it: the "
-            "scores of that class will mean nothing"
-        )
-    return (
-        "perhaps the labels lie elsewhere than their scenes, labels.class_map or labels.class_property says otherwise, "
-        "or no chip shows it: the scores of that class will mean nothing"
-    )
 
 
 def describe_bands(statistics: Mapping[str, Any] | None, band_names: Sequence[str]) -> None:

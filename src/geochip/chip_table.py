@@ -7,10 +7,8 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyproj
-import shapely
 
-from geochip.scenes.header import to_lon_lat
+from geochip.geodesy import outlines
 from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, ChipStore
 
 _STATUS = {CHIP_WRITTEN: "written", CHIP_UNREAD: "unread", CHIP_DROPPED: "dropped"}
@@ -63,19 +61,14 @@ def footprints(transform: npt.NDArray[np.float64], crs: npt.NDArray[Any], size: 
         size: rows and columns of a chip.
 
     Returns:
-        (chip,) polygons in EPSG:4326; None for a chip without a place on the earth.
+        (chip,) polygons in EPSG:4326, cut into MultiPolygons at 180 degrees; None for a chip without a place on the
+        earth.
     """
-    outlines = np.full(len(crs), None, object)
+    found = np.full(len(crs), None, object)
     cols, rows = np.array([0, size, size, 0]), np.array([0, 0, size, size])
     a, b, c, d, e, f = transform.T[:, :, None]
-    x, y = a * cols + b * rows + c, d * cols + e * rows + f
+    corners = np.stack([a * cols + b * rows + c, d * cols + e * rows + f], axis=-1)
     for text in sorted(set(crs) - {""}):
         of_crs = np.flatnonzero(crs == text)
-        try:
-            lon, lat = to_lon_lat(text).transform(x[of_crs], y[of_crs])
-        except pyproj.exceptions.ProjError:
-            continue  # a local grid
-        # NaN for a chip without pixels, infinite where the projection has no meaning.
-        known = (np.isfinite(lon) & np.isfinite(lat)).all(axis=1)
-        outlines[of_crs[known]] = shapely.polygons(np.stack([lon, lat], axis=-1)[known])
-    return outlines
+        found[of_crs] = outlines(corners[of_crs], text)
+    return found

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from geochip.config import IGNORE
+from geochip.errors import DamagedError
 from geochip.statistics import PERCENTILES, BandCounter, BandStatistics
 from geochip.store import CHIP_WRITTEN, ChipStore, shard_files
 
@@ -30,11 +31,28 @@ _MISPLACED = 1e-3
 _CLOSE = 1e-9
 
 
-def shards_to_verify(store: ChipStore) -> list[tuple[str, str, int, int]]:
-    """Every shard as (key in the journal, split, first position, the one after its last), in the order of the plan."""
+def faults_of_splits(store: ChipStore) -> dict[str, str]:
+    """Splits whose metadata or small arrays are lost or damaged, and what is wrong: they cannot be verified further."""
+    faults = {}
+    for split in store.splits:
+        try:
+            store.check(split)
+        except DamagedError as error:
+            faults[split] = str(error)
+    return faults
+
+
+def shards_to_verify(store: ChipStore, but: Collection[str] = ()) -> list[tuple[str, str, int, int]]:
+    """Every shard as (key in the journal, split, first position, the one after its last), in the order of the plan.
+
+    Args:
+        store: the store.
+        but: splits to leave out.
+    """
     return [
         (f"{split}/{positions.start}", split, positions.start, positions.stop)
         for split in store.splits
+        if split not in but
         for positions in store.shards(split)
     ]
 
@@ -195,23 +213,30 @@ def _same_statistics(expected: Sequence[Any], found: Sequence[Any]) -> bool:
     )
 
 
-def faults_of_store(store: ChipStore, journal: Mapping[str, Record], checked: Collection[str]) -> list[str]:
+def faults_of_store(
+    store: ChipStore, journal: Mapping[str, Record], checked: Collection[str], but: Collection[str] = ()
+) -> list[str]:
     """What is wrong with all that is no pixels: the small arrays, the statistics, and the journal itself.
 
     Args:
         store: a finished store.
         journal: the records of its journal, by key.
         checked: keys of the shards that were read.
+        but: splits that are left out, whose faults are told already.
     """
-    shards = shards_to_verify(store)
+    shards = shards_to_verify(store, but)
     keys = {key for key, *_ in shards}
     faults = [f"{key}: not in the journal; {_CUT_AGAIN}" for key, *_ in shards if key not in journal]
-    faults += [f"{key}: in the journal, but the store has no such shard" for key in journal if key not in keys]
+    faults += [
+        f"{key}: in the journal, but the store has no such shard; {_CUT_AGAIN}"
+        for key in journal
+        if key not in keys and key.rpartition("/")[0] not in but
+    ]
     faults += [f"{key}: was not read" for key, *_ in shards if key in journal and key not in checked]
-    for split in store.splits:
+    for split in (one for one in store.splits if one not in but):
         faults += _faults_of_arrays(store, split, [journal.get(key) for key, of, *_ in shards if of == split])
     statistics = store.attrs.get("statistics")
-    if statistics is not None:
+    if statistics is not None and statistics["split"] not in but:
         records = [journal[key] for key, split, *_ in shards if split == statistics["split"] and key in journal]
         faults += _faults_of_statistics(statistics, records, store.attrs["class_names"])
     return faults

@@ -20,8 +20,8 @@ from geochip.cluster import make_way
 from geochip.config import IGNORE, ChipsConfig
 from geochip.errors import WorkError
 from geochip.labels import Grid, LabelError, LabelRules, SceneLabel
-from geochip.plan import ChipTask, Cut, PlannedScene
-from geochip.sampling import candidates_of, scene_generator
+from geochip.plan import ChipTask, Cut, PlannedScene, windows_in
+from geochip.sampling import scene_generator
 from geochip.scenes import Scene, SceneError, SceneReader
 from geochip.statistics import BandCounter
 from geochip.store import CHIP_DROPPED, CHIP_UNREAD, CHIP_WRITTEN, ChipStore, shard_files, sync_shard, write_shard
@@ -69,6 +69,7 @@ def fill_shards(job: ChipJob, tasks: Sequence[ChipTask]) -> list[Record]:
         - "bad": scenes that could not be read; "scenes": all scenes, "unread": those of them without pixels, by name;
         - "unvalued": features without a value of the class property; "label_pixels" read of raster labels, and those
           "hidden" among them: of a class whose value the file declares as nodata;
+        - "missed": scenes that no feature of their label meets, by name;
         - "mended": invalid geometries; "met": chips for which `chips.max_tries` windows did not suffice;
         - "bytes" on disk and "seconds", where they went in "spent", and the most memory that the process ever had.
     """
@@ -214,6 +215,7 @@ class _Shard:
         self.class_pixels = np.zeros((count, self.classes), np.int64)
         self.statistics = [BandCounter() for _ in range(job.bands)]
         self.mended = self.met = self.unvalued = self.label_pixels = self.hidden = 0
+        self.missed: list[str] = []
         self.spent = {"read": 0.0, "rasterize": 0.0, "statistics": 0.0}
         self._instead = dict(job.labels)
         self._resampled = job.chips.size if job.chips.size_range else None
@@ -254,9 +256,7 @@ class _Shard:
         scene, chips = cut.scene.scene, self.job.chips
         assert scene is not None
         assert scene.label is not None
-        places = candidates_of(
-            chips, scene_id=scene.scene_id, height=scene.height, width=scene.width, aoi=cut.scene.aoi
-        )[cut.first : cut.stop]
+        places = windows_in(chips, scene, cut.scene.aoi)[cut.first : cut.stop]
         windows = [window for candidates in places for window in candidates]
         if not windows:
             self.status[at : at + cut.stop - cut.first] = CHIP_DROPPED
@@ -281,6 +281,7 @@ class _Shard:
             self.unvalued += label.unvalued
             self.label_pixels += label.read_pixels
             self.hidden += label.hidden_pixels
+            self.missed += [cut.scene.name] if label.missed else []
         part = self.status[at : at + cut.stop - cut.first]
         part[part == CHIP_UNREAD] = CHIP_DROPPED
         self._count(chosen)
@@ -330,7 +331,8 @@ class _Shard:
         chips = self.job.chips
         if not chips.target_classes:
             return True
-        return scene_generator(chips.seed, f"{planned.scene_id}/negatives/{place}").random() < chips.negative_rate
+        assert planned.scene is not None
+        return scene_generator(chips.seed, f"{planned.scene.draws_as}/negatives/{place}").random() < chips.negative_rate
 
     def _targets(self, label_hw: npt.NDArray[np.uint8]) -> int:
         """Number of pixels of the wanted classes."""
@@ -369,6 +371,7 @@ class _Shard:
             "written": (self.status == CHIP_WRITTEN).tolist(),
             "class_pixels": self.class_pixels.tolist(),
             "statistics": [one.statistics().to_json() for one in self.statistics] if self.with_statistics else [],
+            "missed": self.missed,
             "mended": self.mended,
             "unvalued": self.unvalued,
             "label_pixels": self.label_pixels,

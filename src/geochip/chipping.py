@@ -23,9 +23,12 @@ import geopandas as gpd
 import numpy as np
 
 from geochip.chip_audit import audit_overlap
+from geochip.chip_labels import describe_labels
+from geochip.chip_placement import describe_missed, missed_when_drawn
 from geochip.chip_prepare import (
     Prepared,
     judge_overlap,
+    outputs_of,
     prepare,
     store_attributes,
     windows_by_scene,
@@ -35,7 +38,6 @@ from geochip.chip_report import (
     Rates,
     describe_bands,
     describe_faults,
-    describe_labels,
     describe_plan,
     describe_split,
     estimate,
@@ -44,7 +46,7 @@ from geochip.chip_report import (
     statistics_of_split,
 )
 from geochip.chip_table import chips_frame
-from geochip.chip_verify import faults_of_shard, faults_of_store, shards_to_verify, verify_shard
+from geochip.chip_verify import faults_of_shard, faults_of_splits, faults_of_store, shards_to_verify, verify_shard
 from geochip.chip_worker import ChipJob, changed_scenes, fill_shards
 from geochip.cluster import dask_client, describe_jobs, require_cluster, run_tasks, worker_count
 from geochip.config import RunConfig
@@ -55,11 +57,13 @@ from geochip.plan import ChipPlan, ChipTask
 from geochip.progress import ProgressReport
 from geochip.recheck import describe_doubtful, recheck
 from geochip.run_file import parse_command
-from geochip.scenes import SetAside, catalogue_frame
+from geochip.scenes import SetAside, catalogue_frame, refuse_read_later
 from geochip.store import (
     ChipStore,
     Journal,
     SplitLayout,
+    StorePlan,
+    chip_records,
     create_chip_store,
     finish_chip_store,
     journal_path,
@@ -67,6 +71,7 @@ from geochip.store import (
     read_journal,
     refuse_other,
     reopen_chip_store,
+    restore_chip_store,
     shards_there,
     sweep_locks,
 )
@@ -101,13 +106,14 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
     ready = prepare(config)
     expected = estimate(ready.plan, len(ready.first.bands), ready.first.dtype, config.chips.size)
     describe_plan(ready.plan, ready.catalogue, config, expected)
+    describe_missed(ready.missed, len(ready.scenes))
     for doubt in ready.doubts:
         print(f"warning: {doubt}")
     if ready.overlap is not None:
         judge_overlap(ready.overlap, config)
     store = config.chip_store
     if dry_run:
-        known, records, _ = read_journal(journal_path(store))
+        known, records, _ = read_journal(journal_path(store), chip_records)
         if store.exists() and known is not None:
             refuse_other(known, ready.header, records.unread_scenes(), store=store, option="chips.store")
             mended, doubtful = other_scenes(known, ready.header, records.unread_scenes())
@@ -119,20 +125,20 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
         return
     if not store.exists():
         require_cluster(config.cluster, jobs="cpu", run_dir=config.run_dir)
-    with Journal.of_store(store, ready.header, option="chips.store") as journal:
+    with Journal.of_store(store, ready.header, option="chips.store", kinds=chip_records) as journal:
         if not store.exists():
             if config.split.by == "blocks":
                 # Before the store: once there is one, this says which scene is in which split.
                 write_table(catalogue_frame(ready.catalogue), config.catalogue_path)
-            create_store(ready, config)
+            create_chip_store(store, store_plan(ready, config))
         cut_chips(ready, config, journal)
         # Not before: writers that an earlier driver left behind, on other machines, may still hold some.
         sweep_locks(store)
         finish(ready, config, journal.records)
 
 
-def create_store(ready: Prepared, config: RunConfig) -> None:
-    """Create the store with the plan in it and no pixels."""
+def store_plan(ready: Prepared, config: RunConfig) -> StorePlan:
+    """What the store is created with, and given back when it was lost."""
     nodata = ready.nodata
     layouts = [
         SplitLayout(
@@ -142,9 +148,8 @@ def create_store(ready: Prepared, config: RunConfig) -> None:
         )
         for split in ready.plan.splits
     ]
-    create_chip_store(
-        config.chip_store,
-        layouts,
+    return StorePlan(
+        layouts=layouts,
         bands=len(ready.first.bands),
         size=config.chips.size,
         dtype=ready.first.dtype,
@@ -157,7 +162,8 @@ def create_store(ready: Prepared, config: RunConfig) -> None:
 def missing_tasks(plan: ChipPlan, store: Path, records: Mapping[str, Record]) -> list[str]:
     """Keys of the tasks whose shards are to be made.
 
-    A shard with a scene that could not be read is tried again: the file may have been mended.
+    A shard with a scene that could not be read is tried again: the file may have been mended. One whose record is of
+    another number of chips is none.
     """
     there = {split.split: shards_there(store, split.split) for split in plan.splits}
     unread = getattr(records, "unread", None)
@@ -167,6 +173,7 @@ def missing_tasks(plan: ChipPlan, store: Path, records: Mapping[str, Record]) ->
         if task.key not in records
         or task.start // plan.shard not in there[task.split]
         or (task.key in unread if unread is not None else records[task.key]["unread"])
+        or len(records[task.key]["status"]) != task.chips
     ]
 
 
@@ -177,16 +184,23 @@ def cut_chips(ready: Prepared, config: RunConfig, journal: Journal) -> None:
         InputError: when a scene has changed since.
     """
     plan, store = ready.plan, config.chip_store
-    missing = {*missing_tasks(plan, store, journal.records), *journal.dropped}
+    keys = {task.key for task in plan.tasks()}
+    journal.forget(set(journal.records) - keys)
+    missing = {*missing_tasks(plan, store, journal.records), *journal.dropped} & keys
     if len(missing) < plan.shards:
         print(f"{plan.shards - len(missing)} of {plan.shards} shards are there already")
     doubtful = doubtful_tasks(plan, store, journal)
+    whole = store_plan(ready, config)
     if not missing and not doubtful:
         journal.settle({}, store=store, option="chips.store")
+        restore_chip_store(store, whole)
         reopen_chip_store(store)
         return
+    # What workers read of the store to compare it; all else waits until it is known that it is not refused.
+    restore_chip_store(store, whole, whole=False)
     labels = [scene.label for scene in ready.catalogue.scenes if scene.label is not None]
-    with indexed_labels(labels, store.with_name(f"{store.name}.labels"), config.labels.layer) as instead:
+    directory = store.with_name(f"{store.name}.labels")
+    with indexed_labels(labels, directory, option="chips.store", layer=config.labels.layer) as instead:
         job = ChipJob(
             store=str(store.absolute()),
             chips=config.chips,
@@ -211,6 +225,7 @@ def cut_chips(ready: Prepared, config: RunConfig, journal: Journal) -> None:
                 # Nothing was made of doubtful scenes so far.
                 journal.settle({}, store=store, option="chips.store")
             # Not before: a store that is refused stays as it is.
+            restore_chip_store(store, whole)
             reopen_chip_store(store)
             if missing:
                 fill(client, job, plan, missing, journal)
@@ -265,8 +280,8 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
     """Write what the tasks found out into the store, the tables beside it, and tell it.
 
     Raises:
-        WorkError: when chips of different splits overlap, where that shows only now, or when more scenes are bad than
-            `data.max_bad_scenes` allows.
+        WorkError: when chips of different splits overlap, or no label of a split meets its scene, where that shows only
+            now, or when more scenes are bad than `data.max_bad_scenes` allows.
     """
     plan, store, classes = ready.plan, config.chip_store, config.data.classes
     by_split = {split.split: [task.key for task in plan.tasks() if task.split == split.split] for split in plan.splits}
@@ -283,6 +298,7 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
         cut_windows = windows_by_scene(plan, results)
         overlap = audit_overlap(plan, config.train.split, lambda scene: cut_windows[scene.split, scene.scene_id])
         judge_overlap(overlap, config, WorkError)
+    missed = missed_when_drawn(plan, records.values(), config, ready.missed)
     statistics = statistics_of_split(
         records_of(config.train.split), config.train.split, len(ready.first.bands), classes
     )
@@ -303,6 +319,7 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
         f"{store}: {megabytes(size)} of chips, made by workers of at most {megabytes(peak)}; open it with "
         f"xarray.open_datatree({str(store)!r}), see some with --preview, or open {config.chip_table_path} in QGIS"
     )
+    describe_missed(missed, len(ready.scenes))
     describe_faults(
         config,
         ready.catalogue,
@@ -340,15 +357,25 @@ def verify(config: RunConfig) -> None:
         WorkError: when something is wrong with it.
     """
     store = finished_store(config)
-    known, records, _ = read_journal(journal_path(store.path))
+    known, records, _ = read_journal(journal_path(store.path), chip_records)
     if known is None:
         raise InputError(
             f"{journal_path(store.path)} is not there, which says what {store.path} should hold; copy it along with "
             "the store, or make the store anew"
         )
-    faults: list[str] = []
+    broken = faults_of_splits(store)
+    faults = [
+        *(f"{records.path}: line {number} is damaged ({why}); run python -m geochip.chipping again"
+          for number, why in records.damaged.items()),
+        *broken.values(),
+    ]  # fmt: skip
+    if store.attrs["fingerprint"] != known["fingerprint"]:
+        faults.append(
+            f"{store.path}: its fingerprint is {store.attrs['fingerprint']!r}, by the journal "
+            f"{known['fingerprint']!r}; run python -m geochip.chipping again, which writes it anew"
+        )
     checked: dict[str, Any] = {}
-    shards = shards_to_verify(store)
+    shards = shards_to_verify(store, broken)
     calls = (
         (key, (str(store.path.absolute()), split, start, stop, len(store.attrs["class_names"])))
         for key, split, start, stop in shards
@@ -364,7 +391,7 @@ def verify(config: RunConfig) -> None:
             progress.advance(1, f"{len(faults)} faults" if faults else None)
 
         run_tasks(client, verify_shard, calls, on_result)
-    faults += faults_of_store(store, records, checked)
+    faults += faults_of_store(store, records, checked, broken)
     if faults:
         raise WorkError("\n".join([*faults, f"{store.path} has {len(faults)} faults (see above)"]))
     print(
@@ -379,6 +406,8 @@ def preview(config: RunConfig) -> None:
     from geochip.chip_preview import contact_sheet
 
     path = config.chip_store.with_suffix(".png")
+    outputs = outputs_of(config)
+    refuse_read_later(config, replace(outputs, files={path: "the picture of chips"}, stores=()))
     drawn = contact_sheet(store, path)
     print(f"{path}: {drawn} chips with their labels")
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import geochip
-from geochip.config import IGNORE, RunConfig
+from geochip.config import IGNORE, RunConfig, check_batch
 from geochip.errors import InputError, WorkError
 from geochip.model import Contract
 from geochip.progress import counted
@@ -69,6 +69,7 @@ def find_data(config: RunConfig, *, world: int) -> TrainingData:
             f"{global_batch} ({world} ranks x train.batch_size {settings.batch_size}); use a smaller "
             "--train.batch_size, fewer ranks, or more scenes or chips.per_scene"
         )
+    check_batch("train.batch_size", settings.batch_size, attributes["chip_size"])
     val = store.written(settings.val_split) if settings.val_split in store.splits else np.empty(0, np.int64)
     if settings.val_split is not None and not len(val):
         raise InputError(

@@ -43,6 +43,52 @@ def require_regular(path: Path | str) -> os.stat_result:
     return facts
 
 
+def refuse_foreign(path: Path, option: str) -> None:
+    """Refuse what geochip does not make under a name that it keeps to itself: a symbolic link leads to another's files.
+
+    Args:
+        path: of a directory; there may be none.
+        option: the key of the run file that says where it is, for the error.
+
+    Raises:
+        InputError: when it is a link, or a file.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise InputError(
+            f"{option}: {path} is a {'symbolic link' if path.is_symlink() else 'file'} where geochip makes a directory "
+            f"of its own; remove it, or choose another {option}"
+        )
+
+
+def remove_leftover(path: Path, option: str) -> None:
+    """Remove a directory that a killed run left under a name of geochip's own, never through a link.
+
+    Args:
+        path: the directory; there may be none.
+        option: the key of the run file that says where it is, for the error.
+
+    Raises:
+        InputError: when it is something that geochip does not make.
+    """
+    refuse_foreign(path, option)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def is_there(path: Path | str) -> bool:
+    """Whether something is at a path; not where no name can be so long, of which `Path.exists` raises an error.
+
+    Raises:
+        PermissionError: when it may not be known.
+    """
+    try:
+        Path(path).stat()
+    except PermissionError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
 def read_regular(path: Path | str) -> bytes:
     """All bytes of a regular file; see `require_regular`.
 
@@ -57,6 +103,17 @@ def read_regular(path: Path | str) -> bytes:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an error of a file that is open the name that it lacks: "No space left on device", but on which?"""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def writing_durably(path: Path) -> Iterator[BinaryIO]:
     """Write a whole file: to a temporary one beside it, flushed to the disk, then renamed over `path`.
 
@@ -67,13 +124,13 @@ def writing_durably(path: Path) -> Iterator[BinaryIO]:
         The temporary file; nothing becomes of it when the block ends with an error.
 
     Raises:
-        OSError: when the file system refuses, a full disk for example; `path` is as it was then.
+        OSError: when the file system refuses, a full disk for example; it has a name, and `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # Named by the process, so that a leftover of a killed one is never mistaken for the work of this one.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -116,7 +173,8 @@ def sync(path: Path) -> None:
     """Flush a file, or a directory, to the disk: a rename in a directory is lasting only after that."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 

@@ -3,6 +3,7 @@
     python -m geochip.infer --config run.yaml                  # the scenes of infer.split
     python -m geochip.infer --config run.yaml scene.tif ...    # these images
     python -m geochip.infer --config run.yaml --dry_run        # say what would be done, and stop
+    python -m geochip.infer --config run.yaml --verify         # read all predictions again and check them
 
 A task owns blocks of the scenes. It runs every window of a scene's grid that touches a block, blends them and writes
 the block alone (see `geochip.blending`): memory does not grow with a scene, no byte depends on the number of workers.
@@ -21,23 +22,40 @@ from typing import Any
 import numpy as np
 import torch
 
-import geochip
 from geochip.cluster import dask_client, describe_jobs, require_cluster, run_tasks
 from geochip.config import ClusterConfig, RunConfig, available_cpus
-from geochip.errors import run_command
+from geochip.errors import InputError, WorkError, run_command
 from geochip.gpus import usable
-from geochip.infer_plan import InferPlan, plan_inference, predictions_depend_on
+from geochip.infer_plan import InferPlan, plan_inference
+from geochip.infer_state import State, finished_scenes, grids_of, header_of, look, store_settings
+from geochip.infer_verify import (
+    blocks_to_verify,
+    expected_scenes,
+    faults_of_groups,
+    unknown_records,
+    verify_blocks,
+    verify_cogs,
+)
 from geochip.infer_worker import Job, Piece, Record, changed_scenes, predict_pieces, write_some_cogs
 from geochip.progress import ProgressReport, counted
 from geochip.recheck import recheck
 from geochip.run_file import parse_command
 from geochip.scenes import SetAside, settle_bad_scenes
-from geochip.store import Journal, PredictedScene, PredictionStore, SceneGrid, make_header, sweep_locks
+from geochip.store import (
+    Journal,
+    PredictedScene,
+    PredictionStore,
+    journal_path,
+    prediction_records,
+    read_journal,
+    sweep_locks,
+)
 from geochip.store.cog import cog_path, sweep_cogs
-from geochip.windows import blocks
 
 # Small blocks share a task when there are more of them: every task costs the scheduler up to a millisecond.
 _MOST_TASKS = 20_000
+# Of a verification, whose blocks take a few milliseconds.
+_VERIFY_TASKS = 2_000
 # One worker reads and writes while another one computes; more would only fill the GPU's memory with the same model.
 _WORKERS_PER_GPU = 2
 
@@ -49,30 +67,45 @@ def main(argv: Sequence[str]) -> None:
         command="infer",
         description="Predict whole scenes with a trained model.",
         files="images to predict; none: the scenes of infer.split",
-        switches={"dry_run": "say what would be done, and stop"},
+        switches={
+            "dry_run": "say what would be done, and stop",
+            "verify": "read the whole store and the GeoTIFFs and check them against the journal",
+        },
     )
     config = called.config
+    if len(called.switches) > 1:
+        raise InputError(f"--{' and --'.join(sorted(called.switches))} cannot be asked for at once; choose one")
+    if "verify" in called.switches:
+        verify(config)
+        return
     check_device(config)
     plan = plan_inference(config, called.files or config.infer.files)
     for warning in plan.warnings:
         print(f"warning: {warning}")
+    for line in plan.notices:
+        print(line)
     sliding = plan.sliding
     print(
         f"{counted(len(plan.scenes), 'scene')}, {counted(plan.windows, 'window')} of {sliding.size} x {sliding.size} "
         f"pixels, {sliding.stride} pixels apart"
     )
+    if plan.squares is not None:
+        print(
+            f"blocks of {plan.squares.side:g} m divide the scenes between {', '.join(plan.squares.owners)}: they are "
+            "predicted whole, and geochip.evaluate counts the blocks of infer.split"
+        )
     if "dry_run" in called.switches:
         describe_jobs(config.cluster, "gpu", config.run_dir)
         return
     store = config.prediction_store
-    header = make_header(*predictions_depend_on(plan))
+    header = header_of(plan, store)
     if not store.exists():
         require_cluster(config.cluster, jobs="gpu", run_dir=config.run_dir)
-    with Journal.of_store(store, header, option="infer.store") as journal:
+    with Journal.of_store(store, header, option="infer.store", kinds=prediction_records, grows=True) as journal:
         if not store.exists():
-            create_store(store, plan, header["fingerprint"])
+            PredictionStore.create(store, grids_of(plan), **store_settings(plan, header["fingerprint"]))
         sweep_locks(store)
-        failed = work(plan, PredictionStore(store), journal)
+        failed = work(plan, store, journal)
         report(plan, journal, failed)
     settle_bad_scenes(
         [*plan.bad, *failed.values()],
@@ -83,45 +116,59 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
+def verify(config: RunConfig) -> None:
+    """Read a finished store whole, and compare it with its journal; and the GeoTIFFs with the store.
+
+    Raises:
+        InputError: when there is no finished store.
+        WorkError: when something is wrong with it.
+    """
+    store, path = PredictionStore(config.prediction_store), str(config.prediction_store.absolute())
+    if not store.complete:
+        raise InputError(f"{store.path} is not complete; run python -m geochip.infer again, which goes on with it")
+    header, records, _ = read_journal(journal_path(store.path), prediction_records)
+    if header is None:
+        raise InputError(
+            f"{journal_path(store.path)} is not there, which says what {store.path} should hold; copy it along with "
+            "the store, or make the store anew"
+        )
+    faults = [
+        f"{records.path}: line {number} is damaged ({why}); run python -m geochip.infer again"
+        for number, why in records.damaged.items()
+    ]
+    scenes = expected_scenes(store, header, records)
+    faults += faults_of_groups(store, scenes)
+    some = list(blocks_to_verify(store, scenes, records))
+    cogs = [scene for scene in scenes if config.infer.cog and f"cog/{scene.scene_id}" in records]
+    faults += unknown_records(store, scenes, records)
+    with (
+        dask_client(config.cluster, jobs="cpu", run_dir=config.run_dir) as client,
+        ProgressReport("verifying", len(some) + len(cogs)) as progress,
+    ):
+
+        def on_result(key: str, found: list[str]) -> None:
+            faults.extend(found)
+            progress.advance(sizes[key], f"{len(faults)} faults" if faults else None)
+
+        for what, call, items, more in (
+            ("blocks", verify_blocks, some, ()), ("cogs", verify_cogs, cogs, (str(config.cog_dir.absolute()),)),
+        ):  # fmt: skip
+            parts = {f"verify-{what}-{number}": part for number, part in enumerate(_shared_out(items, _VERIFY_TASKS))}
+            sizes = {key: len(part) for key, part in parts.items()}
+            run_tasks(client, call, ((key, (path, *more, part)) for key, part in parts.items()), on_result)
+    if faults:
+        raise WorkError("\n".join([*faults, f"{store.path} has {counted(len(faults), 'fault')} (see above)"]))
+    read = f"{counted(len(some), 'block')} and {counted(len(cogs), 'GeoTIFF')} read"
+    print(f"{store.path}: {read}; checksums, journal and scenes are as they should be")
+
+
 def check_device(config: RunConfig) -> None:
     """Raise `InputError` when a GPU is asked for on a machine without one; elsewhere only workers can tell."""
     if config.cluster.kind == "local":
         usable(config.infer.device, "infer.device")
 
 
-def create_store(store: Path, plan: InferPlan, fingerprint: str) -> None:
-    """Create the store with a place for every scene and no predictions."""
-    contract, sliding = plan.contract, plan.sliding
-    model = ("architecture", "encoder", "band_names", "dtype", "chip_size", "pixel_size_range", "geochip_version")
-    grids = [
-        SceneGrid(
-            scene_id=scene.scene_id, split=scene.split, height=scene.height, width=scene.width, crs=scene.crs or "",
-            transform=tuple(map(float, tuple(scene.transform)[:6])),  # type: ignore[arg-type]
-        )
-        for scene in plan.scenes
-    ]  # fmt: skip
-    PredictionStore.create(
-        store,
-        grids,
-        class_names=contract.class_names,
-        block=plan.config.infer.block,
-        probability=plan.config.infer.probability,
-        attributes={
-            "geochip_version": geochip.__version__,
-            "fingerprint": fingerprint,
-            "model_sha256": plan.model_sha256,
-            "model": {name: getattr(contract, name) for name in model},
-            "chip_store_fingerprint": contract.chip_store_fingerprint,
-            "split_overlap": contract.split_overlap,
-            "window": sliding.size,
-            "stride": sliding.stride,
-            "blend": sliding.blend,
-            "batch_size": sliding.batch_size,
-        },
-    )
-
-
-def work(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> dict[str, SetAside]:
+def work(plan: InferPlan, store: Path, journal: Journal) -> dict[str, SetAside]:
     """Do what is missing of the store and of the GeoTIFFs.
 
     Returns:
@@ -129,22 +176,29 @@ def work(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> dic
     """
     started = time.perf_counter()
     failed: dict[str, SetAside] = {}
-    missing = missing_pieces(plan, predictions, journal)
-    doubtful = doubtful_pieces(plan, predictions, journal)
+    state = look(plan, store, journal)
+    missing = state.to_do
+    describe_missing(missing, len(state.pieces))
+    doubtful = doubtful_pieces(state, journal)
     with contextlib.ExitStack() as stack:
         # No cluster is started to find that there is nothing to do.
         client = None
-        if missing or doubtful or missing_cogs(plan, predictions, journal, failed):
+        if missing or doubtful or missing_cogs(plan, state.places, journal, failed):
             cluster = cluster_for(plan.config)
             client = stack.enter_context(dask_client(cluster, jobs="gpu", run_dir=plan.config.run_dir))
         if client is not None and doubtful:
-            tasks = comparisons(plan, predictions, doubtful)
-            recheck(client, journal, tasks, changed_scenes, store=predictions.path, option="infer.store")
+            tasks = comparisons(plan, store, doubtful)
+            recheck(client, journal, tasks, changed_scenes, store=store, option="infer.store")
         else:
             # Nothing was made of doubtful scenes so far.
-            journal.settle({}, store=predictions.path, option="infer.store")
+            journal.settle({}, store=store, option="infer.store")
+        # Not before: a store that is refused stays as it is.
+        predictions = PredictionStore.bring_up_to_date(
+            store, list(state.places.values()), finished=not missing,
+            **store_settings(plan, journal.header["fingerprint"]),
+        )  # fmt: skip
         if client is not None and missing:
-            failed = predict_pieces_on(client, plan, predictions, missing, journal)
+            failed = predict_pieces_on(client, plan, store, missing, journal)
             now = {piece.scene.scene_id for piece in missing} - set(failed)
             seconds = time.perf_counter() - started
             windows = sum(
@@ -153,67 +207,56 @@ def work(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> dic
             print(
                 f"predicted {len(now)} scenes, {windows} windows, in {seconds:.1f} s: {len(now) / seconds:.3g} scenes/s"
             )
-        predictions.finish(scene.scene_id for scene in plan.scenes if scene.scene_id not in failed)
-        if client is not None and (cogs := missing_cogs(plan, predictions, journal, failed)):
+        predictions.finish(finished_scenes(state, list(failed)))
+        if client is not None and (cogs := missing_cogs(plan, state.places, journal, failed)):
             write_cogs_on(client, plan, predictions, cogs, journal)
+    if plan.config.infer.cog:
+        # Of workers that were killed, in this run or an earlier one; those of this run have ended.
+        sweep_cogs(plan.config.cog_dir, predictions)
     return failed
 
 
-def pieces_of(plan: InferPlan, predictions: PredictionStore) -> list[Piece]:
-    """All blocks of all scenes."""
-    return [
-        Piece(scene=scene, place=predictions.scenes[scene.scene_id], block=block)
-        for scene in plan.scenes
-        for block in blocks(scene.height, scene.width, predictions.block)
-    ]
-
-
-def doubtful_pieces(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> list[tuple[Piece, int]]:
+def doubtful_pieces(state: State, journal: Journal) -> list[tuple[Piece, int]]:
     """The finished blocks of scenes whose files were written or copied since, each with its checksum."""
     return [
         (piece, journal.records[piece.key]["pixels"])
-        for piece in (pieces_of(plan, predictions) if journal.doubtful_keys else ())
+        for piece in (state.pieces if journal.doubtful_keys else ())
         if piece.key in journal.doubtful_keys and "pixels" in journal.records[piece.key]
     ]
 
 
 def comparisons(
-    plan: InferPlan, predictions: PredictionStore, pieces: Sequence[tuple[Piece, int]]
+    plan: InferPlan, store: Path, pieces: Sequence[tuple[Piece, int]]
 ) -> Iterator[tuple[str, tuple[Any, ...], Collection[str]]]:
     """What `recheck` takes: some blocks at a time, and whose they are."""
-    job = job_of(plan, predictions)
+    job = job_of(plan, store)
     for number, some in enumerate(_shared_out(pieces)):
         yield f"compare-{number}", (job, some), {piece.scene.scene_id for piece, _ in some}
 
 
-def job_of(plan: InferPlan, predictions: PredictionStore) -> Job:
+def job_of(plan: InferPlan, store: Path) -> Job:
     """What all tasks of a run need to know."""
     config = plan.config
     return Job(
         bundle=str(config.bundle_dir.absolute()), model_sha256=plan.model_sha256, device=config.infer.device,
-        store=str(predictions.path.absolute()), sliding=plan.sliding, nodata=plan.contract.nodata,
-        probability=predictions.probability,
+        store=str(store.absolute()), sliding=plan.sliding, nodata=plan.contract.nodata,
+        probability=config.infer.probability, block=config.infer.block,
     )  # fmt: skip
 
 
-def missing_pieces(plan: InferPlan, predictions: PredictionStore, journal: Journal) -> list[Piece]:
-    """The blocks that no run has finished. One of a scene that could not be read is among them: it may read now."""
-    pieces = pieces_of(plan, predictions)
-    missing = [
-        piece for piece in pieces if piece.key in journal.dropped or "pixels" not in journal.records.get(piece.key, {})
-    ]
+def describe_missing(missing: Sequence[Piece], blocks: int) -> None:
+    """Say how much is there already."""
     if not missing:
         print("all of them are predicted already")
-    elif len(missing) < len(pieces):
-        print(f"{len(pieces) - len(missing)} of {len(pieces)} blocks are there already")
-    return missing
+    elif len(missing) < blocks:
+        print(f"{blocks - len(missing)} of {blocks} blocks are there already")
 
 
 def predict_pieces_on(
-    client: Any, plan: InferPlan, predictions: PredictionStore, pieces: Sequence[Piece], journal: Journal
+    client: Any, plan: InferPlan, store: Path, pieces: Sequence[Piece], journal: Journal
 ) -> dict[str, SetAside]:
     """Predict blocks on the cluster; returns the scenes that could not be read, by id."""
-    job = job_of(plan, predictions)
+    job = job_of(plan, store)
     scenes = {piece.key: piece.scene for piece in pieces}
     failed: dict[str, SetAside] = {}
     with ProgressReport("predicting blocks", len(pieces)) as progress:
@@ -243,23 +286,23 @@ def cluster_for(config: RunConfig) -> ClusterConfig:
     return replace(cluster, workers=min(available_cpus(), gpus * _WORKERS_PER_GPU))
 
 
-def _shared_out(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    each = math.ceil(len(items) / _MOST_TASKS)
+def _shared_out(items: Sequence[Any], most: int = _MOST_TASKS) -> Iterator[Sequence[Any]]:
+    each = max(1, math.ceil(len(items) / most))
     for start in range(0, len(items), each):
         yield items[start : start + each]
 
 
 def missing_cogs(
-    plan: InferPlan, predictions: PredictionStore, journal: Journal, failed: Mapping[str, SetAside]
+    plan: InferPlan, places: Mapping[str, PredictedScene], journal: Journal, failed: Mapping[str, SetAside]
 ) -> list[PredictedScene]:
     """The scenes that have no GeoTIFF and shall have one."""
     if not plan.config.infer.cog:
         return []
     return [
-        predictions.scenes[scene.scene_id]
+        places[scene.scene_id]
         for scene in plan.scenes
         if scene.scene_id not in failed
-        and not (f"cog/{scene.scene_id}" in journal.records and cog_path(plan.config.cog_dir, scene.scene_id).exists())
+        and not (f"cog/{scene.scene_id}" in journal.records and cog_path(plan.config.cog_dir, scene.scene_id).is_file())
     ]
 
 
@@ -268,7 +311,6 @@ def write_cogs_on(
 ) -> None:
     """Write GeoTIFFs on the cluster."""
     directory = plan.config.cog_dir
-    sweep_cogs(directory)
     store, target = str(predictions.path.absolute()), str(directory.absolute())
     tasks = ((f"cog-{number}", (store, target, some)) for number, some in enumerate(_shared_out(scenes)))
     with ProgressReport("writing GeoTIFFs", len(scenes)) as progress:

@@ -16,11 +16,11 @@ import torch
 
 from geochip.blending import Sliding, pack, predict_block, read_block
 from geochip.config import Device
-from geochip.errors import InputError, WorkError
+from geochip.errors import DamagedError, InputError, WorkError
 from geochip.gpus import usable
 from geochip.model import SegmentationModel, bundle_sha256, load_bundle
 from geochip.scenes import Scene, SceneError, SceneReader
-from geochip.store import PredictedScene, PredictionStore, write_block
+from geochip.store import PredictedScene, PredictionStore, block_key, stamps_of_block, write_block
 from geochip.store.cog import write_cog
 from geochip.windows import Window
 
@@ -39,6 +39,8 @@ class Job:
     nodata: float | None
     """What the model takes for nodata."""
     probability: bool
+    block: int
+    """Rows and columns of a block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class Piece:
     @property
     def key(self) -> str:
         """Name of the block in the journal."""
-        return f"block/{self.scene.scene_id}/{self.block.row_off}/{self.block.col_off}"
+        return block_key(self.scene.scene_id, self.block)
 
 
 def predict_pieces(job: Job, number: int, pieces: Sequence[Piece]) -> dict[str, Record]:
@@ -64,15 +66,16 @@ def predict_pieces(job: Job, number: int, pieces: Sequence[Piece]) -> dict[str, 
         pieces: the blocks.
 
     Returns:
-        By the blocks' keys: {"class_pixels": [...], "pixels": a checksum of what was read}, or {"error": why} for a
-        scene that could not be read.
+        By the blocks' keys: {"class_pixels": [...], "pixels": a checksum of what was read, "files": of what was
+        written, by the array: bytes, checksum and time}, or {"error": why} for a scene that could not be read.
     """
     model = _model(job, number)
     records: dict[str, Record] = {}
     for piece in pieces:
         try:
             class_pixels, pixels = predict_piece(job, model, piece)
-            records[piece.key] = {"class_pixels": class_pixels, "pixels": pixels}
+            written = stamps_of_block(Path(job.store), piece.place, piece.block, job.block, probability=job.probability)
+            records[piece.key] = {"class_pixels": class_pixels, "pixels": pixels, "files": written}
         except SceneError as error:
             records[piece.key] = {"error": _reason(error, piece.scene)}
         except torch.OutOfMemoryError:
@@ -162,11 +165,12 @@ def predict_piece(job: Job, model: SegmentationModel, piece: Piece) -> tuple[lis
 def with_nodata(
     image_bhw: npt.NDArray[Any], valid_hw: npt.NDArray[np.bool_], scenes: float | None, models: float | None
 ) -> npt.NDArray[Any]:
-    """Pixels that are not valid get the model's nodata value, or 0, where the scene has another one.
+    """Pixels that are not valid hold what they hold in the chips that the model was trained on: its nodata value.
 
-    Where both agree pixels are left as they are, as in the chips that the model was trained on.
+    A model of scenes without such a value has seen them as they are, under a mask for example; only where the scene has
+    one, which the model never saw, they become 0.
     """
-    if scenes == models or valid_hw.all():
+    if valid_hw.all() or (scenes is None and models is None):
         return image_bhw
     return np.where(valid_hw, image_bhw, np.asarray(models or 0, image_bhw.dtype))
 
@@ -201,6 +205,13 @@ def _model(job: Job, number: int) -> SegmentationModel:
 
 
 def write_some_cogs(store: str, directory: str, scenes: Sequence[PredictedScene]) -> dict[str, Record]:
-    """Write the GeoTIFFs of some scenes; runs on a Dask worker."""
+    """Write the GeoTIFFs of some scenes; runs on a Dask worker.
+
+    Raises:
+        WorkError: when a block of the store is damaged.
+    """
     predictions = PredictionStore(store)
-    return {f"cog/{scene.scene_id}": {"bytes": write_cog(predictions, scene, Path(directory))} for scene in scenes}
+    try:
+        return {f"cog/{scene.scene_id}": {"bytes": write_cog(predictions, scene, Path(directory))} for scene in scenes}
+    except DamagedError as error:
+        raise WorkError(str(error)) from None

@@ -11,6 +11,7 @@ was asked to, and saved. torchrun hides exit codes, so this is what a batch scri
 Nothing here imports PyTorch: signals are noted from before that, since it takes seconds.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -33,6 +34,11 @@ SAME_REQUEST_S = 5.0
 a job step, torchrun among them, which passes it on. A later one ends the process at once."""
 
 CLOCKS_DIFFER_S = 60.0
+
+ORPHAN_LOOKS_S = 2.0
+"""How often a rank looks whether its torchrun is there."""
+ORPHAN_ENDS_S = 30.0
+"""Seconds in which a rank without its torchrun may save; then it is ended."""
 
 _SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 _noted: dict[int, float] = {}
@@ -70,6 +76,27 @@ def _take_note(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     _noted.setdefault(number, now)
+
+
+def end_with_torchrun() -> None:
+    """Stop when the torchrun that started this process is gone without having ended it: killed, for example.
+
+    Its ranks would otherwise go on, with run_dir and the GPUs, and nobody to end them. They are asked to stop as by
+    SIGTERM; one that waits for another rank in vain is ended.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=_watch_parent, args=(os.getppid(),), name="geochip-parent", daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_LOOKS_S)
+    with contextlib.suppress(OSError):  # nobody may be listening any more
+        print("geochip: torchrun is gone; this rank stops", file=sys.stderr, flush=True)
+    # Not sent: a second one, after that which torchrun passed on before it went, would end this process at once.
+    _noted.setdefault(signal.SIGTERM, time.monotonic())
+    time.sleep(ORPHAN_ENDS_S)
+    os._exit(1)
 
 
 def time_of_start() -> float:

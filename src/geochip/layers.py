@@ -17,6 +17,7 @@ import pyogrio
 import pyogrio.errors
 
 from geochip.files import require_regular
+from geochip.names import for_ogr
 
 UNREADABLE = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError, ValueError, zipfile.BadZipFile)
 """What pyogrio, and what is here, raises for a file that cannot be read."""
@@ -82,8 +83,8 @@ def require_vector(path: str) -> None:
 
 def _points_elsewhere() -> LayerError:
     return LayerError(
-        "is no data but a description (OGR VRT) of other files to read, which may be any; convert it (ogr2ogr "
-        "labels.gpkg FILE) and name the result"
+        "does not hold its features but says where GDAL finds them (an OGR VRT), and that may be any file or service; "
+        "copy the features into a file of their own (ogr2ogr -f GPKG) and name that"
     )
 
 
@@ -107,9 +108,13 @@ def layers_of(path: str) -> tuple[Layer, ...]:
 def _layers(path: str, _mtime: int, _size: int) -> tuple[Layer, ...]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if Path(path).suffix.lower() == ".zip" and pyogrio.read_info(path)["driver"] in _POINTER_DRIVERS:
+        if Path(path).suffix.lower() == ".zip" and pyogrio.read_info(for_ogr(path))["driver"] in _POINTER_DRIVERS:
             raise _points_elsewhere()
-        found = _gml_layers(path) if open_options(path) else [(name, kind) for name, kind in pyogrio.list_layers(path)]
+        found = (
+            _gml_layers(path)
+            if open_options(path)
+            else [(name, kind) for name, kind in pyogrio.list_layers(for_ogr(path))]
+        )
     if not found:
         raise ValueError("it holds no layer")
     return tuple(
@@ -122,7 +127,7 @@ def _gml_layers(path: str) -> list[tuple[str, str | None]]:
     found: list[tuple[str, str | None]] = []
     try:
         while True:
-            info = pyogrio.read_info(path, layer=len(found), **open_options(path))
+            info = pyogrio.read_info(for_ogr(path), layer=len(found), **open_options(path))
             found.append((info["layer_name"], info["geometry_type"]))
     except pyogrio.errors.DataLayerError:
         return found

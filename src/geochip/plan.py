@@ -17,8 +17,9 @@ import numpy.typing as npt
 import shapely
 
 from geochip.config import ChipsConfig, LabelsConfig, RunConfig
-from geochip.sampling import places_of, wanted_of
+from geochip.sampling import candidates_of, places_of, wanted_of
 from geochip.scenes import Scene, scene_digest
+from geochip.windows import Window
 
 _CHIPS_PER_SHARD = 64
 _LARGEST_SHARD_BYTES = 256 * 2**20
@@ -125,6 +126,13 @@ class ChipPlan:
         """Shards that one task fills, one after the other: 1 but for runs that are very large."""
         return max(1, math.ceil(self.shards / _MOST_TASKS))
 
+    @property
+    def images(self) -> int:
+        """Number of scenes, of which each part of a divided one is none of its own."""
+        scenes = [scene for split in self.splits for scene in split.scenes]
+        divided = [scene.scene_id for scene in scenes if scene.scene is not None and scene.scene.region is not None]
+        return len(scenes) - len(divided) + len(set(divided))
+
     def tasks(self) -> Iterator[ChipTask]:
         """One for each shard, split by split."""
         for split in self.splits:
@@ -171,12 +179,9 @@ def plan_chips(
         scenes have, or those that were reserved for it.
     """
     aois, reserved = aois or {}, reserved or {}
-    counted = {
-        name: places_of(chips, scene_id=scene.scene_id, height=scene.height, width=scene.width, aoi=aois.get(name))
-        for name, scene in scenes.items()
-    }
+    counted = {name: places_in(chips, scene, aois.get(name)) for name, scene in scenes.items()}
     wanted = {
-        name: wanted_of(chips, height=scene.height, width=scene.width, aoi=aois.get(name))
+        name: wanted_of(chips, height=scene.height, width=scene.width, aoi=aois.get(name), region=scene.region)
         for name, scene in scenes.items()
     }
     # Ties go to the larger number, however the scenes are ordered.
@@ -202,6 +207,20 @@ def plan_chips(
     return ChipPlan(splits=splits, shard=shard or _chips_per_shard(usual, chip_bytes, sum(counted.values())))
 
 
+def places_in(chips: ChipsConfig, scene: Scene, aoi: shapely.Geometry | None) -> int:
+    """Number of chips that a scene has places for, in its region and area of interest."""
+    return places_of(
+        chips, scene_id=scene.draws_as, height=scene.height, width=scene.width, aoi=aoi, region=scene.region
+    )
+
+
+def windows_in(chips: ChipsConfig, scene: Scene, aoi: shapely.Geometry | None) -> list[list[Window]]:
+    """For each of these places its candidate windows; see `candidates_of`."""
+    return candidates_of(
+        chips, scene_id=scene.draws_as, height=scene.height, width=scene.width, aoi=aoi, region=scene.region
+    )
+
+
 def _chips_per_shard(per_scene: int, chip_bytes: int, chips: int) -> int:
     most = max(1, _LARGEST_SHARD_BYTES // chip_bytes)
     aim = min(max(_CHIPS_PER_SHARD, math.ceil(chips / _MOST_TASKS)), most)
@@ -211,10 +230,17 @@ def _chips_per_shard(per_scene: int, chip_bytes: int, chips: int) -> int:
     return round(aim / per_scene) * per_scene
 
 
-def chips_depend_on(plan: ChipPlan, config: RunConfig) -> tuple[dict[str, Any], dict[str, dict[str, str | None]]]:
+def chips_depend_on(
+    plan: ChipPlan, config: RunConfig, *, divided: bool = False
+) -> tuple[dict[str, Any], dict[str, dict[str, str | None]]]:
     """What decides what the chips hold, to compare with what a rerun would make.
 
     Paths are left out: a data set that was moved gives the same chips.
+
+    Args:
+        plan: the plan.
+        config: the run file.
+        divided: whether squares of ground divide the scenes.
 
     Returns:
         The settings by their keys in the run file, and each scene's digests by its name. A digest is None where there
@@ -222,6 +248,9 @@ def chips_depend_on(plan: ChipPlan, config: RunConfig) -> tuple[dict[str, Any], 
     """
     data, chips = config.data, config.chips
     settings = {f"data.{name}": getattr(data, name) for name in ("splits", "bands", "classes")}
+    if data.alpha != "mask":
+        # Stores that were made before there was such a key hold nothing of it.
+        settings["data.alpha"] = data.alpha
     settings |= {f"labels.{name}": value for name, value in asdict(config.labels).items()}
     settings |= {f"chips.{name}": value for name, value in asdict(chips).items()}
     # An overlap that is allowed changes no chip; what a layer holds is in the digests of areas of interest.
@@ -234,7 +263,12 @@ def chips_depend_on(plan: ChipPlan, config: RunConfig) -> tuple[dict[str, Any], 
     # What the files hold is in the scenes' digests, and they may lie elsewhere.
     settings["chips.aoi"] = chips.aoi is not None
     if config.split.by == "blocks":
-        settings |= {f"split.{name}": value for name, value in asdict(config.split).items() if name != "manifest_layer"}
+        of_others = ("scenes", "manifest_layer")
+        settings |= {f"split.{name}": value for name, value in asdict(config.split).items() if name not in of_others}
+        # What auto has become, or what is asked for instead of what the store was made with.
+        how = config.split.scenes if config.split.scenes != "auto" else "divided" if divided else "whole"
+        if how == "divided":
+            settings["split.scenes"] = how
     settings["train.split"] = config.train.split
     return settings, {scene.name: _digests(scene) for split in plan.splits for scene in split.scenes}
 
@@ -245,6 +279,8 @@ def _digests(planned: PlannedScene) -> dict[str, str | None]:
     digests: dict[str, str | None] = {**scene_digest(planned.scene, with_label=planned.usable)}
     if not planned.usable:
         digests |= {"content": None, "stamp": None}
-    elif planned.aoi is not None:
-        digests["content"] = f"{digests['content']}-{hashlib.sha256(shapely.to_wkb(planned.aoi)).hexdigest()[:16]}"
+        return digests
+    for part in (planned.aoi, planned.scene.region):
+        if part is not None:
+            digests["content"] = f"{digests['content']}-{hashlib.sha256(shapely.to_wkb(part)).hexdigest()[:16]}"
     return digests

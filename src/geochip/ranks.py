@@ -5,10 +5,12 @@ may fail runs through `Ranks.alike`: all go on, or all end, and one tells why.
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -48,6 +50,8 @@ class Ranks:
         names = {"rank": "RANK", "world": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_world": "LOCAL_WORLD_SIZE"}
         if not all(name in os.environ for name in names.values()) or os.environ["WORLD_SIZE"] == "1":
             return cls()
+        if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
+            _listen_on_this_machine_only()
         # gloo for tensors in memory, among them all small sums, NCCL for those on GPUs.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         return cls(**{field: int(os.environ[name]) for field, name in names.items()})
@@ -84,15 +88,12 @@ class Ranks:
             result = work(*args, **kwargs)
         except GeochipError as caught:
             error = caught
-        codes: list[int | None] = [error.exit_code if error else None]
-        if self.world > 1:
-            codes *= self.world
-            dist.all_gather_object(codes, codes[0])
-        first = next((rank for rank, code in enumerate(codes) if code is not None), None)
+        codes = self._of_each(error.exit_code if error else 0)
+        first = next((rank for rank, code in enumerate(codes) if code), None)
         if error is not None and first == self.rank:
             raise error
         if first is not None:
-            raise ToldElsewhereError(codes[first] or 1)
+            raise ToldElsewhereError(codes[first])
         return result
 
     def require_same(self, what: str, value: int) -> None:
@@ -101,10 +102,27 @@ class Ranks:
         Raises:
             InputError: when it is not, as `alike` does.
         """
-        values = [value] * self.world
-        if self.world > 1:
-            dist.all_gather_object(values, value)
-        self.alike(_require_one_value, what, values)
+        self.alike(_require_one_value, what, self._of_each(value))
+
+    def _of_each(self, value: int) -> list[int]:
+        """What each rank gives, by rank; a collective.
+
+        Added up as numbers: what torch.distributed gathers as objects it unpickles, whoever sent it.
+        """
+        values = torch.zeros(self.world, dtype=torch.int64)
+        values[self.rank] = value
+        return [int(one) for one in self.sum(values)]
+
+
+def _listen_on_this_machine_only() -> None:
+    """Let ranks of one machine meet on its loopback interface, unless the environment names another.
+
+    Left to themselves, gloo and NCCL listen on a network.
+    """
+    loopback = next((name for name in psutil.net_if_addrs() if re.fullmatch(r"lo\d*", name)), None)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if loopback is not None:
+            os.environ.setdefault(variable, loopback)
 
 
 def _require_one_value(what: str, values: list[int]) -> None:

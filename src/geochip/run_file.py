@@ -4,18 +4,18 @@ jsonargparse does the reading, over the dataclasses of `geochip.config`; here is
 keys at once with what they may have meant, and types in words.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
 
-from geochip.config import RunConfig
+from geochip.config import RunConfig, YamlError, in_words, read_yaml, shown, type_faults
 from geochip.errors import InputError
+from geochip.files import read_regular
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,77 +69,87 @@ def parse_command(
     # No keys of the run file, so that --print_config does not print them.
     given = frozenset(name for name in switches if f"--{name}" in argv)
     argv = [word for word in argv if word not in {f"--{name}" for name in given}]
-    # The bare flag prints the comments too: they are where a person learns what a key means.
-    argv = ["--print_config=comments" if word == "--print_config" else word for word in argv]
-    for path in _named_run_files(argv):
-        check_run_file(path)
+    argv, printing = _without_print_config(_with_run_files_read(argv))
     try:
-        namespace = parser.parse_args(list(argv))
+        namespace = parser.parse_args(argv)
     except ArgumentError as error:
-        raise InputError(_explain(str(error))) from None
+        raise InputError(_explain(str(error), argv)) from None
+    except RecursionError:
+        raise InputError("a flag's value is nested too deeply") from None
     names = tuple(namespace.pop("files", None) or ())
+    # What the parser lets through: null for every key, true for a number, not-a-number.
+    if faults := type_faults(namespace.as_dict(), RunConfig):
+        raise InputError("\n".join(faults))
     config = parser.instantiate(namespace)
     whole = RunConfig(**{field.name: config[field.name] for field in fields(RunConfig)})
+    if printing is not None:
+        # Nulls too: without train.val_split: null, its default would be read.
+        print(parser.dump(namespace, skip_unset=False, **printing), end="")
+        raise SystemExit(0)
     return CommandLine(config=whole, files=names, switches=given)
 
 
-def _named_run_files(argv: Sequence[str]) -> list[Path]:
-    pairs = zip(argv, [*argv[1:], ""], strict=False)
-    named = [
-        word.removeprefix("--config=") if word.startswith("--config=") else following
-        for word, following in pairs
-        if word == "--config" or word.startswith("--config=")
-    ]
-    return [path for path in map(Path, named) if path.is_file()]
+def _without_print_config(argv: Sequence[str]) -> tuple[list[str], dict[str, bool] | None]:
+    """Take --print_config out of a command line, and say how it is to be answered: after everything is judged."""
+    asked = [word for word in argv if word.partition("=")[0] == "--print_config"]
+    if not asked:
+        return list(argv), None
+    # The bare flag prints the comments too: they are where a person learns what a key means.
+    how = asked[-1].partition("=")[2] or "comments"
+    ways = {"comments": "with_comments", "skip_default": "skip_default"}
+    if unknown := sorted(set(how.split(",")) - set(ways)):
+        raise InputError(f"--print_config: {shown(unknown[0])} is not allowed: must be some of {', '.join(ways)}")
+    return [word for word in argv if word not in asked], {ways[word]: True for word in how.split(",")}
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, of which YAML would keep the last without a word."""
+def _with_run_files_read(argv: Sequence[str]) -> list[str]:
+    """A command line in which the content of run files stands in place of their paths, in a form that is read alike."""
+    words = iter(argv)
+    read = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option == "--config":
+            path = value if equals else next(words, "")
+            text = json.dumps(read_run_file(path), ensure_ascii=False)
+            # Escaped as YAML does, for which JSON's pairs of surrogates are two characters.
+            word = "--config=" + re.sub(r"[^ -~]", lambda found: f"\\U{ord(found[0]):08x}", text)
+        read.append(word)
+    return read
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
-            if key in seen:
-                raise InputError(
-                    f"{key}: stands twice in the run file (line {key_node.start_mark.line + 1}); join them"
-                )
-            seen.add(key)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        return mapping
 
+def read_run_file(path: str) -> dict[str, Any]:
+    """What a run file holds, every key of which exists and has a value of its type.
 
-def check_run_file(path: Path) -> None:
-    """See that a run file has the shape of one; values are judged later, by jsonargparse and the dataclasses.
+    What values may be besides is judged later, by the dataclasses: a flag may take the place of one.
 
     Raises:
-        InputError: with a line for each key that does not exist, or for a section that is none.
+        InputError: with a line for each fault.
     """
     try:
-        document = yaml.load(path.read_text(), _UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config: {path} is no valid YAML: {_one_line(str(error))}") from None
+        document = read_yaml(read_regular(path))
+    except YamlError as error:
+        raise InputError(f"--config: {path} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"--config: {shown(path)} cannot be read: {why}; give the path of a run file") from None
     if not isinstance(document, dict) or not document:
         raise InputError(f"--config: {path} holds no keys; see --print_config for those that there are")
-    faults = _faults_of(document, RunConfig)
+    faults = _unknown_keys(document, RunConfig) + type_faults(document, RunConfig)
     if faults:
         raise InputError("\n".join(faults))
+    return document
 
 
-def _faults_of(document: Mapping[Any, Any], section: type, prefix: str = "") -> list[str]:
-    """A line for each key of a section, or of the sections in it, that does not exist or is no section."""
+def _unknown_keys(document: Mapping[Any, Any], section: type, prefix: str = "") -> list[str]:
+    """A line for each key of a section, or of the sections in it, that does not exist."""
     types = {field.name: field.type for field in fields(section)}
     faults = []
     for name, value in document.items():
-        key = f"{prefix}{name}"
-        if name not in types:
-            faults.append(_no_such_key(key))
-        elif isinstance(inner := types[name], type) and is_dataclass(inner):
-            if isinstance(value, dict):
-                faults += _faults_of(value, inner, f"{key}.")
-            else:
-                shown = "nothing" if value is None else repr(value)
-                faults.append(f"{key}: {shown} is not allowed: must be {_expected(key)}; or leave it out")
+        inner = types.get(name)
+        if inner is None:
+            faults.append(_no_such_key(f"{prefix}{shown(name) if name is None else name}"))
+        elif isinstance(inner, type) and is_dataclass(inner) and isinstance(value, dict):
+            faults += _unknown_keys(value, inner, f"{prefix}{name}.")
     return faults
 
 
@@ -158,10 +168,18 @@ def _no_such_key(key: str) -> str:
 
 def _parser(prog: str, description: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False)
+    set_loader("geochip", _flag_value, exceptions=(YamlError,))
+    parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, parser_mode="geochip")
     parser.add_argument("--config", action="config", help="the run file (YAML); flags after it override its keys")
     parser.add_class_arguments(RunConfig, None)
     return parser
+
+
+def _flag_value(text: str) -> Any:
+    """A flag's value, or a run file that `_with_run_files_read` wrote, as YAML; {id} is a template, not a mapping."""
+    value = read_yaml(text)
+    nothing_in_it = isinstance(value, dict) and value and all(one is None for one in value.values())
+    return text if nothing_in_it else value
 
 
 def config_keys(section: type = RunConfig, prefix: str = "") -> list[str]:
@@ -175,19 +193,22 @@ def config_keys(section: type = RunConfig, prefix: str = "") -> list[str]:
     return keys
 
 
-def _explain(message: str) -> str:
-    """Put jsonargparse's message into one line that names the key, the value and what is allowed."""
+def _explain(message: str, argv: Sequence[str]) -> str:
+    """Put jsonargparse's message about a flag into one line that names the key, the value and what is allowed."""
     if found := re.search(r"unrecognized arguments: --?([\w.-]+)", message):
         return _no_such_key(found[1])
     if found := re.search(r'Parser key "([\w.]+)":\s*(.*)', message, re.DOTALL):
         key, reason = found.groups()
-        if key == "config":
-            return f"--config: {_one_line(reason)}; give the path of a run file"
-        if wrong := re.search(r"(?:Got|Given) value: (.*)", reason, re.DOTALL):
-            # YAML makes a number of 12:00:00, and of an account's name that is all digits.
-            quotes = "; put it in quotes" if "value type: <class 'int'>" in reason and "text" in _expected(key) else ""
-            return f"{key}: {_one_line(wrong[1])!r} is not allowed: must be {_expected(key)}{quotes}"
-        return f"{key}: {_one_line(reason)}"
+        given = [
+            word.partition("=")[2] if "=" in word else following
+            for word, following in zip(argv, [*argv[1:], ""], strict=True)
+            if word.partition("=")[0] == f"--{key}"
+        ]
+        return (
+            f"{key}: {shown(given[-1])} is not allowed: must be {_expected(key)}"
+            if given
+            else f"{key}: {_one_line(reason)}"
+        )
     return _one_line(message)
 
 
@@ -196,24 +217,7 @@ def _expected(key: str) -> str:
     annotation: Any = RunConfig
     for name in key.split("."):
         annotation = next((field.type for field in fields(annotation) if field.name == name), Any)
-    if isinstance(annotation, type) and is_dataclass(annotation):
-        return f"a section with the keys {', '.join(field.name for field in fields(annotation))}"
-    words = str(annotation).replace("typing.", "")
-    if isinstance(annotation, type):
-        words = annotation.__name__
-    replacements = {
-        r"tuple\[int, \.\.\.\]": "a list of whole numbers", r"tuple\[str, \.\.\.\]": "a list of names",
-        r"tuple\[int, int\]": "a list of two whole numbers",
-        r"dict\[str, float\]": "a mapping such as {name: number}",
-        r"dict\[str \| int, str\]": "a mapping such as {value: name}",
-        r"tuple\[str \| int \| float \| bool \| None, \.\.\.\]": "a list of values",
-        r"\bint\b": "a whole number", r"\bfloat\b": "a number", r"\bstr\b": "text", r"\bbool\b": "true or false",
-        r"\bNone\b": "null", r"\bLiteral\[(.*?)\]": r"one of \1",
-        r" \| ": " or ",
-    }  # fmt: skip
-    for pattern, word in replacements.items():
-        words = re.sub(pattern, word, words)
-    return words
+    return in_words(annotation)
 
 
 def _one_line(text: str) -> str:

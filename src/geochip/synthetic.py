@@ -37,8 +37,11 @@ from shapely.geometry.base import BaseGeometry
 from geochip.config import DataConfig, available_cpus
 from geochip.errors import InputError, WorkError, run_command
 from geochip.files import write_durably
+from geochip.gdal import bound_cache
 from geochip.neighbourhood import expose, paint_ground, paint_roofs, plan_neighbourhood
 from geochip.progress import ProgressReport
+
+bound_cache()
 
 SPLITS = ("train", "val", "test")
 PIXEL_DEGREES = 2.7e-6

@@ -3,10 +3,13 @@
 One CPU or one GPU:
     python -m geochip.train_ddp --config run.yaml
 Four GPUs, or four processes that share the CPUs, of one machine:
-    torchrun --standalone --nproc-per-node=4 -m geochip.train_ddp --config run.yaml
-Two machines with four GPUs each, run on both (HOST is one of them; run_dir and the chip store are on a shared disk):
-    torchrun --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d --rdzv-id=1 --rdzv-endpoint=HOST:29500 \
+    torchrun --nproc-per-node=4 --master-port=29500 -m geochip.train_ddp --config run.yaml
+Two machines with four GPUs each (HOST is the first; on the second --node-rank=1; run_dir and the chip store are on a
+shared disk):
+    torchrun --nnodes=2 --node-rank=0 --nproc-per-node=4 --master-addr=HOST --master-port=29500 \
         -m geochip.train_ddp --config run.yaml
+The port is any free one. With a port given torchrun uses a static rendezvous; with --standalone or
+--rdzv-backend=c10d it unpickles what anyone who reaches its port puts there, see docs/security.md.
 
 Each process is a rank. train.batch_size chips pass through each rank a step, so the global batch is that times the
 number of ranks; the first line printed says it. Losses are sums over pixels divided by the number of valid pixels of
@@ -17,12 +20,15 @@ on after the newest whole checkpoint and ends with the weights and the log of a 
 bit on one or two ranks on CPUs; GPUs, and more ranks, add up in no fixed order). At the end the model's bundle is
 written: weights and data contract, for geochip.infer.
 
+One training at a time writes a run_dir; train.lock in it names the process, and is gone when it ends.
+
 SIGUSR2 or SIGTERM to any rank, or a file train/stop, asks the training to stop. At the next step, or batch of
 validation, a checkpoint within the epoch is saved and all ranks leave together, with exit code 130 (torchrun makes it
 1). train/interrupted then holds a line that says why and where; the next start removes it and goes on at that step. So
 a batch script submits its job again if and only if that file is there. Mind when sending signals:
   - torchrun passes SIGTERM on to its ranks, and kills them 30 s later. SIGUSR2 would end torchrun itself: start it from
     a shell that ignores it (trap '' USR2) and signal a rank, or make train/stop.
+  - Ranks whose torchrun is gone, killed say, are asked as by SIGTERM, and are gone a minute later at most.
   - A SIGTERM that comes more than 5 s after the first one ends a rank at once.
 Who is killed without being asked loses what was done since the last checkpoint; see train.save_minutes.
 
@@ -34,16 +40,17 @@ empty where there is nothing to say, for a class that is nowhere, say.
 
 if __name__ == "__main__":
     # Before PyTorch's import, which takes seconds: a signal meanwhile is kept for the first step.
-    from geochip.interruption import take_note_of_signals
+    from geochip.interruption import end_with_torchrun, take_note_of_signals
 
     take_note_of_signals()
+    end_with_torchrun()
 
 import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,6 +65,7 @@ from geochip.checkpoint import Checkpoint, Place, load_newest, require_same_sett
 from geochip.config import RunConfig, available_cpus
 from geochip.dataset import BatchReader, TrainingData, find_data, training_batches
 from geochip.errors import GeochipError, InputError, WorkError, run_command
+from geochip.files import make_directory
 from geochip.interruption import (
     Requests,
     StoppedError,
@@ -78,6 +86,7 @@ from geochip.model import (
 from geochip.progress import ProgressReport
 from geochip.ranks import Ranks, ToldElsewhereError, choose_device
 from geochip.run_file import parse_run_config
+from geochip.store import StoreLock
 from geochip.train_steps import learning_rate, next_batch, summed_loss, training_mode, validate
 from geochip.training_log import EpochLosses, Row, TrainingLog, in_one_line, make_places
 
@@ -107,8 +116,14 @@ def main(argv: Sequence[str]) -> None:
 
 def train(argv: Sequence[str], ranks: Ranks) -> None:
     """Train, from the command line to the bundle. Every rank runs every line; `ranks` keeps them together."""
-    # Everything that can be wrong with configuration and input, before anything is written.
     config = ranks.alike(read_config, argv)
+    with only_training(config, ranks) as lock:
+        train_alone(config, ranks, lock)
+
+
+def train_alone(config: RunConfig, ranks: Ranks, lock: StoreLock) -> None:
+    """Train, while no other process trains in run_dir."""
+    # Everything that can be wrong with configuration and input, before anything is written.
     settings, rank, world = config.train, ranks.rank, ranks.world
     requests = Requests(config.train_dir, first=rank == 0, save_minutes=settings.save_minutes)
     ranks.alike(requests.forget, since=time_of_start())
@@ -170,6 +185,7 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
             model=model.state_dict(),  # BatchNorm's statistics too: DDP gives all ranks the first one's at every step
             optimizer=optimizer.state_dict(),
         )
+        ranks.alike(lock.check)
         ranks.alike(write_checkpoint, config.train_dir, checkpoint, ranks)
         requests.has_saved()
         return checkpoint.place
@@ -254,6 +270,36 @@ def train(argv: Sequence[str], ranks: Ranks) -> None:
             ranks.say(in_one_line(history[-1], settings.epochs, data.contract.class_names))
     ranks.alike(finish, config.bundle_dir, model, data.contract, history, ranks)
     ranks.alike(requests.forget)
+
+
+@contextmanager
+def only_training(config: RunConfig, ranks: Ranks) -> Iterator[StoreLock]:
+    """Hold the lock of the training in run_dir, on the first rank.
+
+    Raises:
+        InputError: when another process trains there; the error names it.
+    """
+    lock = StoreLock(config.train_dir, "run_dir")
+    made = ranks.alike(take_lock, lock, ranks)
+    try:
+        yield lock
+    finally:
+        lock.release()
+        # Where it ends before it begins, nothing is left.
+        for directory in made:
+            with suppress(OSError):
+                directory.rmdir()
+
+
+def take_lock(lock: StoreLock, ranks: Ranks) -> list[Path]:
+    """Take the lock, on the first rank; returns the directories that were made for it, innermost first."""
+    if ranks.rank != 0:
+        return []
+    directory = lock.path.absolute().parent
+    missing = [one for one in (directory, *directory.parents) if not one.exists()]
+    make_directory(directory, "run_dir")
+    lock.acquire()
+    return missing
 
 
 def key_of(*numbers: int) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from geochip.errors import InputError
-from geochip.files import make_directory, write_durably
+from geochip.files import make_directory, naming, write_durably
 from geochip.metrics import scores
 from geochip.ranks import Ranks
 
@@ -92,7 +92,8 @@ class TrainingLog:
 
     def __exit__(self, *_: object) -> None:
         if self._enabled:
-            self._board.close()
+            with naming(self._path.parent / "tensorboard"):
+                self._board.close()
 
     def write(self, history: Sequence[Row], step_losses: npt.NDArray[np.float64]) -> None:
         """Log the newest epoch.
@@ -108,12 +109,13 @@ class TrainingLog:
             return
         self._write_table(history)
         done = len(history) * self._steps
-        for number, loss in enumerate(step_losses, start=done - len(step_losses) + 1):
-            self._board.add_scalar("step/train_loss", float(loss), number)
-        for name, value in history[-1].items():
-            if value is not None and name != "epoch":
-                self._board.add_scalar(f"epoch/{name}", value, done)
-        self._board.flush()
+        with naming(self._path.parent / "tensorboard"):
+            for number, loss in enumerate(step_losses, start=done - len(step_losses) + 1):
+                self._board.add_scalar("step/train_loss", float(loss), number)
+            for name, value in history[-1].items():
+                if value is not None and name != "epoch":
+                    self._board.add_scalar(f"epoch/{name}", value, done)
+            self._board.flush()
 
     def _write_table(self, history: Sequence[Row]) -> None:
         text = io.StringIO(newline="")

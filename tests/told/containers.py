@@ -106,10 +106,4 @@ TOLD = {
         meaning="A named pipe, a socket or a directory stands where a file should; it would be waited for for ever.",
         remedy="Put the file there.",
     ),
-    "points elsewhere": Told(
-        message="is no data but a description (OGR VRT) of other files to read, which may be any; convert it",
-        meaning="Such a file can make GDAL read any other file of this machine, or of the network.",
-        remedy="`ogr2ogr labels.gpkg FILE`, and name the result.",
-        page="security",
-    ),
 }  # fmt: skip

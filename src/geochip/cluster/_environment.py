@@ -4,8 +4,6 @@ import shlex
 from collections.abc import Iterable
 
 WORKER_ENVIRONMENT = {
-    # GDAL's default cache is 5 % of the machine for every process, which on a large shared node is more than its share.
-    "GDAL_CACHEMAX": "128",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -20,7 +18,12 @@ QUIET_DASK = {
     "distributed.worker.profile.enabled": False,
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
+    # Dask's processes answer HTTP whether or not somebody wants its dashboard, to everybody who asks.
+    "distributed.worker.http.routes": ["distributed.http.health"],
 }
+
+# The same for a scheduler without a dashboard; one that has it needs them.
+NO_PAGES = {"distributed.scheduler.http.routes": ["distributed.http.health"]}
 
 # Looking for garbage through what is there when a worker has started takes time.
 FREEZE = "import gc; gc.freeze()"

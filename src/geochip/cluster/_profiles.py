@@ -12,7 +12,7 @@ import yaml
 from dask.utils import parse_bytes
 
 from geochip.cluster._environment import export_lines, guarded
-from geochip.config import ClusterConfig, SlurmJobConfig, memory_mib, walltime_seconds
+from geochip.config import ClusterConfig, SlurmJobConfig, memory_mib, one_line, walltime_seconds
 from geochip.errors import InputError
 
 Section = dict[str, Any]
@@ -126,6 +126,13 @@ def _profile(cluster: ClusterConfig, name: str | None, key: str, known: set[str]
     for old, new in _RENAMED.items():
         if (value := section.pop(old, None)) and not section.get(new):
             section[new] = value
+    for field, value in section.items():
+        # Lines of a shell are meant to be some there.
+        if field != "job-script-prologue" and not all(map(one_line, _texts(value))):
+            raise InputError(
+                f"{what} has {field}: {value!r}, with a line break or another control character, by which a job's "
+                "script would have lines of its own; write it in one line (commands belong into job_script_prologue)"
+            )
     if (section.get("processes") or 1) != 1:
         raise InputError(
             f"{what} has processes: {section['processes']}, but a job is one worker here: "
@@ -143,6 +150,15 @@ def _profile(cluster: ClusterConfig, name: str | None, key: str, known: set[str]
     return {name: value for name, value in section.items() if value is not None}
 
 
+def _texts(value: Any) -> list[str]:
+    """All texts within a value of a profile."""
+    if isinstance(value, Mapping):
+        return [text for pair in value.items() for one in pair for text in _texts(one)]
+    if isinstance(value, list):
+        return [text for one in value for text in _texts(one)]
+    return [value] if isinstance(value, str) else []
+
+
 def _profiles_in(path: Path) -> Mapping[str, Any]:
     try:
         document = yaml.safe_load(path.read_text())
@@ -157,5 +173,5 @@ def _profiles_in(path: Path) -> Mapping[str, Any]:
 
 
 def in_quotes(text: str) -> str:
-    """A word of a shell in which variables are still replaced."""
-    return '"' + re.sub(r'(["\\`])', r"\\\1", text) + '"'
+    """A word of a shell in which variables are still replaced, and nothing else: $TMPDIR is, $(command) is not."""
+    return '"' + re.sub(r'(["\\`]|\$(?!\w|\{\w+\}))', r"\\\1", text) + '"'

@@ -14,7 +14,7 @@ import psutil
 from distributed import Client, Scheduler, SpecCluster
 from distributed.security import Security
 
-from geochip.cluster._environment import QUIET_DASK
+from geochip.cluster._environment import NO_PAGES, QUIET_DASK
 from geochip.config import ClusterConfig
 from geochip.errors import InputError
 from geochip.slurm import inside_a_job
@@ -78,7 +78,7 @@ class SchedulerHere:
             # Plain HTTP, whatever the rest speaks.
             "dashboard_address": "127.0.0.1:0",
         }
-        self._settings = dask.config.set(_SETTINGS)
+        self._settings = dask.config.set({**_SETTINGS, **({} if cluster.dashboard else NO_PAGES)})
         try:
             spec: Any = SpecCluster(
                 scheduler={"cls": Scheduler, "options": options}, workers={}, security=security,

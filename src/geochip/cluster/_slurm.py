@@ -24,7 +24,7 @@ from geochip.cluster._security import Keys, keys_in
 from geochip.cluster._signals import ended_by_signals, undisturbed
 from geochip.cluster._supervisor import Supervisor
 from geochip.cluster._tasks import watched
-from geochip.config import ClusterConfig, walltime_seconds
+from geochip.config import ClusterConfig, one_line, walltime_seconds
 from geochip.errors import InputError
 from geochip.files import make_directory
 from geochip.slurm import SlurmError, clean_environment, inside_a_job, remedy, run_slurm
@@ -43,8 +43,15 @@ _DEATH_TIMEOUT = 300
 _SBATCH_SECONDS = 120
 # The one whose section of Dask's configuration the script is made from.
 _NAME = "geochip"
+# squeue shows eight letters of a job's name: they tell which step its worker is of.
+_OF_STEP = {"cpu": "chip", "gpu": "infer"}
 # Defaults of the person who calls sbatch. In the environment they would override what the script says.
 _OWN_DEFAULTS = {"SBATCH_ACCOUNT": "-A", "SBATCH_PARTITION": "-p", "SBATCH_QOS": "--qos"}
+
+
+def worker_name(jobs: str) -> str:
+    """What the jobs of workers are called, before what tells those of one run from those of another."""
+    return f"{_OF_STEP[jobs]}-worker-geochip"
 
 
 def section_of(cluster: ClusterConfig, jobs: str) -> Section:
@@ -59,10 +66,10 @@ def section_of(cluster: ClusterConfig, jobs: str) -> Section:
 
 def _log_pattern(directory: Path, name: str) -> str:
     """The path of a job's log for sbatch, which replaces %j by the job's id."""
-    if "\\" in str(directory) or '"' in str(directory):
+    if "\\" in str(directory) or '"' in str(directory) or not one_line(str(directory)):
         raise InputError(
-            f"cluster: Slurm's logs cannot be in {directory}, whose name has a backslash or a quotation mark; name "
-            "another log_directory in cluster.cpu and cluster.gpu, or another run_dir"
+            f"cluster: Slurm's logs cannot be in {str(directory)!r}, whose name has a backslash, a quotation mark or a "
+            "control character; name another log_directory in cluster.cpu and cluster.gpu, or another run_dir"
         )
     return f"{directory}/{name}-%j.out".replace("%", "%%").replace("%%j", "%j")
 
@@ -94,7 +101,7 @@ def job_script(
     Raises:
         InputError: when the profile is not there or not good.
     """
-    section, name = section_of(cluster, jobs), name or f"geochip-{jobs}"
+    section, name = section_of(cluster, jobs), name or worker_name(jobs)
     secure = not cluster.insecure
     address = address or f"{'tls' if secure else 'tcp'}://ADDRESS:PORT"
     tls = [f"{option} {shlex.quote(value)}" for option, value in keys.options] if keys else []
@@ -107,6 +114,8 @@ def job_script(
             *section["job-extra-directives"],
         ],
         "worker-extra-args": [*worker_options(section), *tls, *section["worker-extra-args"]],
+        # That of a profile, too: dask-jobqueue writes it as it is.
+        "interface": section["interface"] and shlex.quote(str(section["interface"])),
         "name": name,
     }
     with dask.config.set({f"jobqueue.{_NAME}": section}):
@@ -142,7 +151,7 @@ class SlurmJobs:
     def __init__(self, cluster: ClusterConfig, jobs: str, run_dir: Path, *, address: str, keys: Keys | None) -> None:
         section = section_of(cluster, jobs)
         self.key = f"cluster.{jobs}"
-        self.name = f"geochip-{jobs}-{secrets.token_hex(3)}"
+        self.name = f"{worker_name(jobs)}-{secrets.token_hex(3)}"
         """Of all these jobs, and of no other."""
         self.address = address
         self.logs = log_directory(section, run_dir)

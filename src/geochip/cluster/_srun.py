@@ -156,7 +156,7 @@ def worker_script(config: SlurmJobConfig, key: str, address: str, count: int, ke
         "--no-dashboard",
         "--dashboard-address 127.0.0.1:0",
         *([f"--local-directory {in_quotes(config.local_directory)}"] if config.local_directory else []),
-        *([f"--interface {config.interface}"] if config.interface else []),
+        *([f"--interface {shlex.quote(config.interface)}"] if config.interface else []),
         *(f"{option} {shlex.quote(value)}" for option, value in (keys.options if keys else ())),
     ]
     python = config.python or shlex.quote(sys.executable)

@@ -7,8 +7,18 @@ The dataclasses below are the grammar: field names are the keys, the line under 
 from geochip.config._chips import ChipsConfig
 from geochip.config._cluster import ClusterConfig, SlurmJobConfig, memory_mib, walltime_seconds
 from geochip.config._data import NO_VALUE, RASTER_SUFFIXES, DataConfig, LabelsConfig, SplitConfig, is_number
-from geochip.config._rules import IGNORE, PROBABILITY_STEPS, Device, available_cpus
+from geochip.config._rules import (
+    IGNORE,
+    PROBABILITY_STEPS,
+    Device,
+    available_cpus,
+    check_batch,
+    one_line,
+    shown,
+)
 from geochip.config._run import InferConfig, ModelConfig, RunConfig, TrainConfig
+from geochip.config._values import fits, in_words, type_faults
+from geochip.config._yaml import YamlError, read_yaml
 
 __all__ = [
     "IGNORE",
@@ -26,8 +36,16 @@ __all__ = [
     "SlurmJobConfig",
     "SplitConfig",
     "TrainConfig",
+    "YamlError",
     "available_cpus",
+    "check_batch",
+    "fits",
+    "in_words",
     "is_number",
     "memory_mib",
+    "one_line",
+    "read_yaml",
+    "shown",
+    "type_faults",
     "walltime_seconds",
 ]

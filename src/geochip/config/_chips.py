@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from geochip.config._rules import check
+from geochip.config._rules import check, compose, path_rules, seed, store_rules, within
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,20 @@ class ChipsConfig:
     """Path of the chip store; null: chips.zarr in run_dir."""
 
     def __post_init__(self) -> None:
+        compose(self, "target_classes")
         low, high = self.size_range or (1, 1)
         shares = ("min_valid", "min_target_fraction", "negative_rate")
         grid = self.method == "grid"
         check(
-            (1 <= self.size <= 16384, "chips.size", self.size, "must be 1 to 16384 pixels"),
-            (1 <= self.per_scene <= 1_000_000, "chips.per_scene", self.per_scene, "must be 1 to 1000000"),
+            within("chips.size", self.size, 1, 16384, "pixels"),
+            within("chips.per_scene", self.per_scene, 1, 1_000_000),
             (
                 self.per_area is None or 0 < self.per_area <= 1_000_000,
                 "chips.per_area",
                 self.per_area,
                 "must be greater than 0 and at most 1000000 chips for a million pixels, or null",
             ),
-            (self.stride is None or self.stride >= 1, "chips.stride", self.stride, "must be at least 1, or null"),
+            within("chips.stride", self.stride, 1, 1_000_000, "pixels", or_null=True),
             (1 <= low <= high <= 65536, "chips.size_range", self.size_range, "must be [smallest, largest], 1 to 65536"),
             (
                 not grid or self.size_range is None,
@@ -98,12 +99,11 @@ class ChipsConfig:
                 self.negative_rate,
                 "is for chips.target_classes, which names no class",
             ),
-            *(
-                (0 <= getattr(self, name) <= 1, f"chips.{name}", getattr(self, name), "must be 0 to 1")
-                for name in shares
-            ),
-            (self.max_tries >= 1, "chips.max_tries", self.max_tries, "must be at least 1"),
-            (self.seed >= 0, "chips.seed", self.seed, "must be at least 0"),
+            *(within(f"chips.{name}", getattr(self, name), 0, 1) for name in shares),
+            within("chips.max_tries", self.max_tries, 1, 1_000_000),
+            seed("chips.seed", self.seed),
+            *path_rules("chips.aoi", self.aoi),
+            *store_rules("chips.store", self.store),
             (
                 self.aoi is None or not _other_braces(self.aoi),
                 "chips.aoi",

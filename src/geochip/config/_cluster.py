@@ -1,15 +1,18 @@
 """Where Dask runs, and what its workers' Slurm jobs ask for."""
 
 import re
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
-from geochip.config._rules import Rule, check
+from geochip.config._rules import ONE_LINE, Rule, check, one_line, within
 
 # As Slurm counts them: 8G, 8GB and 8GiB are all 8 x 1024 MiB.
-_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(?:i?B)?")
+_MEMORY = re.compile(r"(\d{1,12}(?:\.\d{1,9})?) ?([KMGT])(?:i?B)?")
 _MIB = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
-_WALLTIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d\d?))?(?::(?P<third>\d\d?))?")
+# What a shell would take for more than a name is in none.
+_INTERFACE = re.compile(r"[A-Za-z0-9_.:@-]+")
+_WALLTIME = re.compile(r"(?:(?P<days>\d{1,6})-)?(?P<first>\d{1,9})(?::(?P<second>\d\d?))?(?::(?P<third>\d\d?))?")
 # Options of sbatch by which a job would no longer be one worker, or its log would be elsewhere.
 _NOT_ONE_WORKER = ("-N", "--nodes", "-n", "--ntasks", "--ntasks-per-node", "-a", "--array")
 _OF_THE_LOG = ("-o", "--output", "-e", "--error")
@@ -79,18 +82,32 @@ class SlurmJobConfig:
     def rules(self, key: str) -> list[Rule]:
         """What the values may be; `key` is this section's own, such as cluster.cpu."""
         names = {_option(directive) for directive in self.directives}
-        texts = {name: getattr(self, name) for name in ("profile", "account", "partition", "qos", "gres", "interface")}
+        words = {name: getattr(self, name) for name in ("profile", "account", "partition", "qos", "gres")}
+        lines = {name: getattr(self, name) for name in ("local_directory", "log_directory", "python")}
         return [
             *(
                 (
-                    value is None or bool(re.fullmatch(r"\S+", value)),
+                    value is None or (bool(re.fullmatch(r"\S+", value)) and one_line(value)),
                     f"{key}.{name}",
                     value,
                     "must be one word, or null",
                 )
-                for name, value in texts.items()
+                for name, value in words.items()
             ),
-            (self.cores is None or self.cores >= 1, f"{key}.cores", self.cores, "must be at least 1, or null"),
+            *((one_line(value), f"{key}.{name}", value, ONE_LINE) for name, value in lines.items()),
+            (
+                self.interface is None or bool(_INTERFACE.fullmatch(self.interface)),
+                f"{key}.interface",
+                self.interface,
+                "must be the name of a network interface, such as ib0, or null",
+            ),
+            (
+                all(one_line(re.sub(r"[\n\t]", " ", line)) for line in self.prologue),
+                f"{key}.prologue",
+                list(self.prologue),
+                "must be lines of a shell script, without control characters",
+            ),
+            within(f"{key}.cores", self.cores, 1, 100_000, or_null=True),
             (
                 self.memory is None or (bool(_MEMORY.fullmatch(self.memory)) and memory_mib(self.memory) >= 256),
                 f"{key}.memory",
@@ -104,10 +121,10 @@ class SlurmJobConfig:
                 'must be a time of at least a minute as Slurm writes it, such as "02:30:00" or "1-12"',
             ),
             (
-                all(re.fullmatch(r"--?\w[^\n]*", directive) for directive in self.directives),
+                all(re.match(r"--?\w", one) and one_line(one) and _quotes_close(one) for one in self.directives),
                 f"{key}.directives",
                 list(self.directives),
-                "must be options of sbatch, such as --constraint=a100",
+                "must be options of sbatch, each in one line, such as --constraint=a100",
             ),
             (
                 not names & set(_NOT_ONE_WORKER),
@@ -122,7 +139,7 @@ class SlurmJobConfig:
                 f"must not hold {', '.join(_OF_THE_LOG)}: use {key}.log_directory",
             ),
             (
-                all(directive.strip() for directive in self.skip_directives),
+                all(directive.strip() and one_line(directive) for directive in self.skip_directives),
                 f"{key}.skip_directives",
                 list(self.skip_directives),
                 "must be names of directives, such as --mem",
@@ -132,6 +149,14 @@ class SlurmJobConfig:
     def seconds_at_least(self, seconds: int) -> bool:
         """Whether the walltime is at least so long."""
         return self.walltime is not None and walltime_seconds(self.walltime) >= seconds
+
+
+def _quotes_close(directive: str) -> bool:
+    """Whether a directive can be divided into words, as srun's are."""
+    try:
+        return bool(shlex.split(directive))
+    except ValueError:
+        return False
 
 
 def _option(directive: str) -> str:
@@ -154,7 +179,8 @@ class ClusterConfig:
     dashboard: bool = False
     """Serve Dask's dashboard on this machine's loopback interface, and say how to reach it."""
     insecure: bool = False
-    """Do without TLS for kind: slurm and srun: whoever reaches this machine by network can then run code as you."""
+    """Do without TLS between this command and its workers (kind: local, slurm and srun): every user of this machine,
+    and for slurm and srun whoever reaches it by network, can then run code as you."""
     profiles: str | None = None
     """File of profiles in dask-jobqueue's format (jobqueue.yaml), for cluster.cpu.profile and cluster.gpu.profile."""
     scheduler_interface: str | None = None
@@ -171,7 +197,7 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         check(
-            (self.workers is None or self.workers >= 1, "cluster.workers", self.workers, "must be at least 1, or null"),
+            within("cluster.workers", self.workers, 1, 100_000, or_null=True),
             (
                 self.kind != "address" or bool(self.address),
                 "cluster.address",
@@ -179,17 +205,12 @@ class ClusterConfig:
                 "must be given for cluster.kind: address, such as tcp://10.0.0.1:8786",
             ),
             (
-                0 < self.wait_minutes < float("inf"),
+                0 < self.wait_minutes <= 1_000_000,
                 "cluster.wait_minutes",
                 self.wait_minutes,
-                "must be greater than 0",
+                "must be greater than 0 and at most 1000000",
             ),
-            (
-                self.max_replacements >= 0,
-                "cluster.max_replacements",
-                self.max_replacements,
-                "must be at least 0",
-            ),
+            within("cluster.max_replacements", self.max_replacements, 0, 1_000_000),
             *self.cpu.rules("cluster.cpu"),
             *self.gpu.rules("cluster.gpu"),
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from geochip.config._rules import IGNORE, Rule, check
+from geochip.config._rules import IGNORE, Rule, check, compose, path_rules, seed, within
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".img", ".png", ".jp2")
 """A label whose file ends so is a raster of class values; any other is read as a vector file."""
@@ -32,15 +32,24 @@ class DataConfig:
     splits: tuple[str, ...] = ("train", "val", "test")
     """Splits to look for; each becomes a group of the chip store."""
     bands: tuple[int, ...] | None = None
-    """Bands to use, in this order, counted from 1 as GDAL does and on through data.stack; null: all but alpha bands."""
+    """Bands to use, in this order, counted from 1 as GDAL does and on through data.stack; null: all but alpha bands
+    (data.alpha)."""
+    alpha: Literal["mask", "band"] = "mask"
+    """What a band is that a file declares to be alpha. mask: 0 where there is no data, and no band of the chips unless
+    data.bands names it. band: one like any other, for files whose near infrared is declared to be alpha by mistake."""
+    max_missing: float = 0.05
+    """Share of a scene's pixels, 0 to 1, that may never have been written (a writer was killed, a mosaic has gaps) in a
+    file without nodata value and mask, where they count as zeros; a scene with more is set aside."""
     classes: tuple[str, ...] = ("background", "building")
     """Class names; a class's place in this list is its id, the first is what lies under no geometry."""
     max_bad_scenes: int = 0
     """So many scenes may be unreadable before a command ends with exit code 1; they are set aside and named anyway."""
 
     def __post_init__(self) -> None:
+        compose(self, "classes")
         names, bands = [*self.splits, *self.classes], self.bands
         check(
+            *path_rules("data.root", self.root),
             *_template_rules("data.image", self.image),
             (bool(self.label), "data.label", self.label, "must name a file"),
             *_brace_rules("data.label", self.label),
@@ -53,9 +62,22 @@ class DataConfig:
                 self.splits,
                 "a split's name is made of letters, digits, '_', '-' and '.'",
             ),
+            (
+                # Each is a directory of a Zarr store.
+                all(len(name) <= 200 and name != "zarr.json" and not name.startswith("__") for name in self.splits),
+                "data.splits",
+                self.splits,
+                "a split's name has at most 200 letters, does not begin with '__', and is not zarr.json",
+            ),
             (2 <= len(self.classes) <= 255, "data.classes", self.classes, "must be 2 to 255 names, background first"),
             (len(set(self.classes)) == len(self.classes), "data.classes", self.classes, "must not name a class twice"),
             (all(names), "data.classes, data.splits", names, "a name must not be empty"),
+            (
+                all(name.isprintable() for name in self.classes),
+                "data.classes",
+                self.classes,
+                "a class's name must not hold line breaks, tabs or other control characters: it heads tables and logs",
+            ),
             (
                 bands is None or (len(bands) > 0 and min(bands) >= 1),
                 "data.bands",
@@ -63,7 +85,8 @@ class DataConfig:
                 "must be band numbers of at least 1, or null for all",
             ),
             (bands is None or len(set(bands)) == len(bands), "data.bands", bands, "must not name a band twice"),
-            (self.max_bad_scenes >= 0, "data.max_bad_scenes", self.max_bad_scenes, "must be at least 0"),
+            within("data.max_missing", self.max_missing, 0, 1),
+            within("data.max_bad_scenes", self.max_bad_scenes, 0, 1_000_000_000),
         )
 
     @property
@@ -83,6 +106,7 @@ def _template_rules(key: str, template: str) -> list[Rule]:
 
 def _brace_rules(key: str, template: str) -> list[Rule]:
     return [
+        *path_rules(key, template),
         (
             not re.search(r"\{(?!split\}|id\})", template),
             key,
@@ -123,19 +147,20 @@ class LabelsConfig:
 
     def __post_init__(self) -> None:
         # YAML reads 10 as a number, a GeoJSON may hold it as either: values are compared as text.
-        ignore = tuple(map(_value_text, self.ignore))
-        class_map = None if self.class_map is None else _by_text(self.class_map)
-        object.__setattr__(self, "ignore", ignore)
-        object.__setattr__(self, "class_map", class_map)
+        object.__setattr__(self, "ignore", tuple(map(_value_text, self.ignore)))
+        if self.class_map is not None:
+            object.__setattr__(self, "class_map", _by_text(self.class_map))
+        compose(self, "ignore", "class_map", "priority", "buffer")
+        ignore, class_map = self.ignore, self.class_map
         widths = self.buffer.values() if isinstance(self.buffer, dict) else [self.buffer]
-        both = sorted({*ignore} & {*(class_map or {})})
+        both = sorted({*map(str, ignore)} & {*map(str, class_map or {})})
         named_twice = self.no_value != "error" and "" in {*ignore, *(class_map or {})}
         check(
             (
-                all(math.isfinite(width) and width >= 0 for width in widths),
+                all(0 <= width <= 1_000_000 for width in widths),
                 "labels.buffer",
                 self.buffer,
-                "must be at least 0",
+                "must be 0 to 1000000",
             ),
             (
                 self.class_map is None or bool(self.class_map),
@@ -207,10 +232,10 @@ class SplitConfig:
 
     by: Literal["directories", "manifest", "blocks"] = "directories"
     """directories: {split} in data.image; manifest: a column of a table; blocks: geochip divides the ground into
-    squares and gives each, with the scenes in it, to a split."""
+    squares and gives each, with the scenes or parts of scenes in it, to a split."""
     manifest: str | None = None
     """The table: CSV, GeoPackage or GeoParquet with a row a scene. Columns: the split's, and `scene_id` to fill the
-    templates with, or `image` (and `label`) with paths relative to data.root."""
+    templates with (a plain name: it names files), or `image` (and `label`) with paths relative to data.root."""
     manifest_layer: str | None = None
     """Layer, or sheet, of the manifest that holds the table; null: the only one."""
     column: str = "split"
@@ -219,14 +244,17 @@ class SplitConfig:
     """For blocks: share of the blocks that each of data.splits gets; null: 0.8 for train.split, the others alike."""
     block: float = 1000.0
     """For blocks: side of a square, in metres."""
+    scenes: Literal["auto", "whole", "divided"] = "auto"
+    """For blocks: whole: a scene belongs to the square of its centre; divided: the squares divide the scenes too, and
+    windows keep to the squares of their split; auto: divided as soon as a scene covers more ground than a square."""
     buffer: float | None = None
-    """For blocks: scenes of train.split that lie closer than this to a scene of another split are left out, in metres;
-    null: a chip's width."""
+    """For blocks: what of train.split lies closer than this to another split is left out, in metres: whole scenes, or
+    the ground of divided ones; null: a chip's width."""
     seed: int = 0
     """For blocks: seed of which square goes to which split."""
 
     def __post_init__(self) -> None:
-        shares = (self.fractions or {"train": 1}).values()
+        shares = (self.fractions if self.fractions is not None else {"train": 1}).values()
         check(
             (
                 self.by != "manifest" or bool(self.manifest),
@@ -234,18 +262,14 @@ class SplitConfig:
                 self.manifest,
                 "must be the path of a table for split.by: manifest",
             ),
+            *path_rules("split.manifest", self.manifest),
             (
                 all(share >= 0 for share in shares) and math.isclose(sum(shares), 1),
                 "split.fractions",
                 self.fractions,
                 "must be shares of at least 0 that add up to 1",
             ),
-            (0 < self.block < math.inf, "split.block", self.block, "must be greater than 0"),
-            (
-                self.buffer is None or 0 <= self.buffer < math.inf,
-                "split.buffer",
-                self.buffer,
-                "must be at least 0, or null",
-            ),
-            (self.seed >= 0, "split.seed", self.seed, "must be at least 0"),
+            within("split.block", self.block, 0.01, 10_000_000, "metres"),
+            within("split.buffer", self.buffer, 0, 10_000_000, "metres", or_null=True),
+            seed("split.seed", self.seed),
         )

@@ -7,7 +7,7 @@ from typing import Literal
 from geochip.config._chips import ChipsConfig
 from geochip.config._cluster import ClusterConfig
 from geochip.config._data import NO_VALUE, DataConfig, LabelsConfig, SplitConfig
-from geochip.config._rules import Device, check
+from geochip.config._rules import Device, check, path_rules, seed, store_rules, within
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class ModelConfig:
     """Pretrained weights of the encoder, fetched once and then cached; null: begin from random weights."""
     bundle: str | None = None
     """Directory of the trained model; null: model in run_dir."""
+
+    def __post_init__(self) -> None:
+        check(
+            (self.bundle != "", "model.bundle", self.bundle, "must be the path of a directory, or null"),
+            *path_rules("model.bundle", self.bundle, made=True),
+        )
 
 
 @dataclass(frozen=True)
@@ -55,15 +61,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(
-            (self.epochs >= 1, "train.epochs", self.epochs, "must be at least 1"),
-            (self.batch_size >= 1, "train.batch_size", self.batch_size, "must be at least 1"),
-            (0 < self.lr < float("inf"), "train.lr", self.lr, "must be greater than 0"),
-            (self.seed >= 0, "train.seed", self.seed, "must be at least 0"),
+            within("train.epochs", self.epochs, 1, 1_000_000),
+            within("train.batch_size", self.batch_size, 1, 65536),
+            (0 < self.lr <= 1e6, "train.lr", self.lr, "must be greater than 0 and at most 1000000"),
+            seed("train.seed", self.seed),
             (
-                self.save_minutes is None or self.save_minutes > 0,
+                self.save_minutes is None or 0 < self.save_minutes <= 1_000_000,
                 "train.save_minutes",
                 self.save_minutes,
-                "must be greater than 0, or null",
+                "must be greater than 0 and at most 1000000, or null",
             ),
         )
 
@@ -75,7 +81,8 @@ class InferConfig:
     split: str = "test"
     """Split to predict when no files are named."""
     files: tuple[str, ...] = ()
-    """Images to predict instead of a split's; those on the command line come first."""
+    """Images to predict instead of a split's; those on the command line come first. evaluate compares one of no split
+    with the label that data.label finds for its name."""
     window: int | None = None
     """Height and width of the sliding window, in pixels; null: the chip size that the model was trained on."""
     stride: int | None = None
@@ -97,16 +104,18 @@ class InferConfig:
 
     def __post_init__(self) -> None:
         check(
-            (self.window is None or self.window >= 1, "infer.window", self.window, "must be at least 1, or null"),
-            (self.stride is None or self.stride >= 1, "infer.stride", self.stride, "must be at least 1, or null"),
+            within("infer.window", self.window, 1, 16384, "pixels", or_null=True),
+            within("infer.stride", self.stride, 1, 16384, "pixels", or_null=True),
             (
                 self.window is None or self.stride is None or self.stride <= self.window,
                 "infer.stride",
                 self.stride,
                 f"must be at most infer.window ({self.window}), else pixels between windows get no prediction",
             ),
-            (self.batch_size >= 1, "infer.batch_size", self.batch_size, "must be at least 1"),
-            (self.block >= 16, "infer.block", self.block, "must be at least 16 pixels"),
+            within("infer.batch_size", self.batch_size, 1, 65536),
+            within("infer.block", self.block, 16, 65536, "pixels"),
+            *path_rules("infer.files", *self.files),
+            *store_rules("infer.store", self.store),
         )
 
 
@@ -148,6 +157,19 @@ class RunConfig:
         # The other splits are looked at by the commands that use them: no test split is needed to train.
         check(
             (bool(self.run_dir), "run_dir", self.run_dir, "must not be empty"),
+            *path_rules("run_dir", self.run_dir, made=True),
+            (
+                "\\" not in str(Path(self.run_dir).absolute()) or bool(self.chips.store and self.infer.store),
+                "run_dir",
+                self.run_dir,
+                "must not hold a backslash, which tensorstore takes for /; choose another run_dir",
+            ),
+            (
+                Path(self.model.bundle or "model").name not in ("", ".."),
+                "model.bundle",
+                self.model.bundle,
+                "must be the path of a directory of its own, with a name: it is written next to, and replaced",
+            ),
             (self.train.split in data.splits, "train.split", self.train.split, splits),
             (
                 "{split}" in data.image or len(data.splits) == 1 or aoi_divides or self.split.by != "directories",

@@ -2,15 +2,19 @@
 
 import contextlib
 import io
+from collections.abc import Sequence
 
 from geochip.chip_prepare import Prepared, judge_overlap
-from geochip.chip_report import estimate
+from geochip.chip_report import describe_squares, estimate
 from geochip.doctor.findings import Case, Finding, fail, fails, listed, ok, warn
 from geochip.errors import GeochipError, InputError
 from geochip.infer_plan import plan_inference
-from geochip.model import check_bundle_dir, rehearse, require_cached_weights
+from geochip.labels import listed as listed_misses
+from geochip.model import WeightsNotCachedError, check_bundle_dir, rehearse, require_cached_weights
 from geochip.progress import counted
 from geochip.recheck import describe_doubtful
+from geochip.scenes import notice_lines
+from geochip.slurm import inside_a_job
 from geochip.store import journal_path, other_scenes, read_journal, refuse_other
 
 
@@ -25,16 +29,24 @@ def scenes(case: Case) -> list[Finding]:
     found.append(
         ok(
             what,
-            f"{counted(len(plan.catalogue.scenes), 'scene')} below {config.data.root}, "
+            f"{counted(len({(one.scene_id, one.image) for one in plan.catalogue.scenes}), 'scene')} below "
+            f"{config.data.root}, "
             f"{counted(plan.plan.chips, 'chip')} "
             f"({', '.join(f'{count} in {split}' for split, count in counts.items())}) in "
             f"{counted(expected.tasks, 'task')}",
         )
     )
+    if line := describe_squares(plan.catalogue):
+        found.append(ok("splits", line))
+    found += notices(what, list(notice_lines(plan.catalogue.scenes)))
     found += bad_scenes(plan, config.data.max_bad_scenes)
     found += [warn("labels", doubt) for doubt in plan.doubts]
+    found += [warn(what, text) for text in plan.catalogue.near]
     if left_out := [*plan.catalogue.unlabelled, *plan.catalogue.buffered]:
         found.append(warn(what, f"{len(left_out)} are left out: {left_out[0]}"))
+    if plan.missed:
+        text = " ".join(listed_misses(plan.missed.values()).splitlines())
+        found.append(warn(what, f"{len(plan.missed)} missed by their files: {text}"))
     for name, key, option in (
         (config.train.split, "train.split", ""),
         (config.train.val_split, "train.val_split", ", or use --train.val_split null"),
@@ -44,15 +56,22 @@ def scenes(case: Case) -> list[Finding]:
     return found + overlap(case, plan) + finished_store(case, plan)
 
 
+def notices(what: str, lines: Sequence[str]) -> list[Finding]:
+    """What is told of how the scenes' files are taken."""
+    judges = {"note": ok, "warning": warn}
+    return [judges[level](what, text) for level, _, text in (line.partition(": ") for line in lines)]
+
+
 def bad_scenes(plan: Prepared, allowed: int) -> list[Finding]:
     """Scenes that cannot be used: a run goes on without them, and ends with exit code 1 if they are too many."""
     bad = plan.catalogue.bad
     if not bad:
         return []
-    text = f"{len(bad)} cannot be used: {listed(bad, 3)}"
-    if len(bad) <= allowed:
+    count = len({(item.path, item.scene_id) for item in bad})
+    text = f"{count} cannot be used: {listed(bad, 3)}"
+    if count <= allowed:
         return [warn("scenes", f"{text}; data.max_bad_scenes = {allowed} allows it")]
-    return [fail("scenes", f"{text}; mend them, or allow them with --data.max_bad_scenes {len(bad)}")]
+    return [fail("scenes", f"{text}; mend them, or allow them with --data.max_bad_scenes {count}")]
 
 
 def overlap(case: Case, plan: Prepared) -> list[Finding]:
@@ -91,7 +110,8 @@ def predicted(case: Case) -> list[Finding]:
     what, config, catalogue = "inference", case.config, case.to_predict
     if isinstance(catalogue, GeochipError):
         return fails(what, catalogue)
-    scenes, bad, doubts = len(catalogue.scenes), catalogue.bad, tuple[str, ...]()
+    scenes, bad, doubts = len(catalogue.scenes), catalogue.bad, catalogue.near
+    notes = list(notice_lines(catalogue.scenes))
     windows = f"no model at {config.bundle_dir} yet"
     if config.bundle_dir.exists():
         try:
@@ -105,7 +125,9 @@ def predicted(case: Case) -> list[Finding]:
     if bad:
         judge = warn if len(bad) <= config.data.max_bad_scenes else fail
         found.append(judge(what, f"{len(bad)} cannot be predicted: {listed(bad, 3)}; mend them"))
-    return found + [warn(what, doubt) for doubt in doubts]
+    # What is said of the scenes already is said once.
+    told = () if isinstance(case.plan, GeochipError) else case.plan.catalogue.near
+    return found + notices(what, notes) + [warn(what, doubt) for doubt in doubts if doubt not in told]
 
 
 def network(case: Case) -> list[Finding]:
@@ -144,8 +166,14 @@ def pretrained_weights(case: Case) -> list[Finding]:
     """Whether this machine has the weights."""
     if (wanted := wanted_weights(case)) is None:
         return [ok("pretrained weights", "none are asked for")]
+    # A job is on a node that mostly has no network; so are those that cluster/ submits.
+    fetched = case.config.cluster.kind == "local" and not inside_a_job()
     try:
-        require_cached_weights(*wanted)
+        require_cached_weights(*wanted, fetched=fetched)
+    except WeightsNotCachedError as error:
+        if fetched:
+            return [warn("pretrained weights", " ".join(str(error).split()))]
+        return [no_weights(case, str(error))]
     except InputError as error:
         return [no_weights(case, str(error))]
     return [ok("pretrained weights", f"{wanted[1]} of {wanted[0]} are in this machine's cache")]

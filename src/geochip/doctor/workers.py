@@ -71,7 +71,7 @@ def alike(scripts: Mapping[Jobs, str] | GeochipError) -> tuple[Jobs, ...]:
     if isinstance(scripts, GeochipError):
         return ("cpu", "gpu")
     # But for the names of job and log.
-    same = scripts["cpu"].replace("geochip-cpu", "geochip-gpu") == scripts["gpu"]
+    same = scripts["cpu"].replace("chip-worker-geochip", "infer-worker-geochip") == scripts["gpu"]
     return ("gpu",) if same else ("cpu", "gpu")
 
 

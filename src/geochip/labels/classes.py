@@ -15,6 +15,7 @@ import pandas as pd
 
 from geochip.config import IGNORE, NO_VALUE, LabelsConfig, is_number
 from geochip.labels.errors import LabelError
+from geochip.names import composed
 
 _TRUTHS = ("true", "false")
 # What YAML 1.1 reads as true or false when it is a key without quotes.
@@ -91,7 +92,7 @@ class LabelRules:
 
 
 def as_text(value: Any) -> str:
-    """A value as a run file names it.
+    """A value as a run file names it, in Unicode's normal form C, as the run file's values are.
 
     1.0 is "1", since one missing value makes floats of a column of integers; true and false, lists and mappings are as
     JSON has them; of dates and times the day alone where the time is midnight.
@@ -101,10 +102,10 @@ def as_text(value: Any) -> str:
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     if isinstance(value, np.ndarray | list | tuple | dict):
-        return json.dumps(value, default=_for_json, ensure_ascii=False)
+        return composed(json.dumps(value, default=_for_json, ensure_ascii=False))
     if isinstance(value, np.datetime64 | datetime.datetime):
         return pd.Timestamp(value).isoformat().removesuffix("T00:00:00")
-    return str(value)
+    return composed(str(value))
 
 
 def _for_json(value: Any) -> Any:

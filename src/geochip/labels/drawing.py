@@ -16,8 +16,8 @@ import shapely
 from affine import Affine
 
 from geochip.config import IGNORE
+from geochip.labels.cyclic import Geometries
 from geochip.labels.grid import Grid
-from geochip.labels.source import Geometries
 from geochip.windows import Window
 
 # A scene of up to so many pixels is one tile; of others, a tile has sides of _TILE.

@@ -2,11 +2,9 @@
 
 import functools
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,17 +12,16 @@ import pyproj
 from affine import Affine
 
 from geochip.config import RASTER_SUFFIXES
+from geochip.geodesy import period
 from geochip.labels.errors import LabelError, one_line
+from geochip.labels.geojson import document
 from geochip.windows import Window
 
 Bounds = tuple[float, float, float, float]
 """(x smallest, y smallest, x largest, y largest)"""
 
-# A GeoJSON's "crs" member stands before or after the features: this much of either end is searched for it.
-_HEAD_BYTES = 65_536
-_CRS_MEMBER = re.compile(rb'"crs"\s*:\s*(null|\{(?:[^{}]|\{[^{}]*\})*\})')
 # A straight edge in the label's CRS is a slightly bent one in the scene's: features so many pixels away are read too.
-_MARGIN = 64
+MARGIN = 64
 
 # Windows whose corners lie in the same square of so many pixels are neighbours.
 _CELL = 1024
@@ -55,9 +52,7 @@ class Grid:
 
 
 def label_crs(path: str) -> pyproj.CRS | None:
-    """The CRS that a label file declares, read from its ends alone.
-
-    GDAL takes a GeoJSON whose "crs" it does not know for longitude and latitude without a word, hence this.
+    """The CRS that a label file declares at its top.
 
     Returns:
         The CRS; None when the file declares that it has none ("crs": null), or when only GDAL can tell: for a raster,
@@ -66,15 +61,16 @@ def label_crs(path: str) -> pyproj.CRS | None:
     Raises:
         LabelError: when the file is missing or names a CRS that PROJ does not know.
     """
-    if not is_geojson(path):
+    if is_raster(path) or not is_geojson(path):
         return None
     key = declared_crs(path, None)
     return None if key is None else known_crs(key)
 
 
 def is_geojson(path: str) -> bool:
-    """Whether a file is GeoJSON, by its name."""
-    return Path(path).suffix.lower() in (".geojson", ".json")
+    """Whether a file is one document of GeoJSON."""
+    top = document(path)
+    return top is not None and top.geojson
 
 
 def is_raster(path: str) -> bool:
@@ -92,39 +88,19 @@ def declared_crs(path: str, of_gdal: str | None) -> str | None:
     Raises:
         LabelError: when the file is missing or names a CRS that PROJ does not know.
     """
-    if not is_geojson(path):
-        if of_gdal is None:
-            return None
-        name: Any = of_gdal
-    else:
-        found = _CRS_MEMBER.search(_ends(path))
-        if found is None:
-            return '"EPSG:4326"'
-        try:
-            member = json.loads(found[1])
-        except ValueError as error:
-            raise LabelError(f"label {path} is no valid JSON in its crs member ({error}); mend the file") from None
-        if member is None:
-            return None
-        name = (member.get("properties") or {}).get("name", member)
-    key = json.dumps(name)
+    top = document(path)
+    key = None if of_gdal is None else json.dumps(of_gdal)
+    if top is not None and top.geojson:
+        key = top.crs
+    if key is None:
+        return None
     try:
         known_crs(key)
     except (pyproj.exceptions.CRSError, TypeError, AttributeError):
         raise LabelError(
-            f"label {path} is in an unknown CRS: {name!r}; write one that PROJ knows, such as EPSG:32611"
+            f"label {path} is in an unknown CRS: {json.loads(key)!r}; write one that PROJ knows, such as EPSG:32611"
         ) from None
     return key
-
-
-def _ends(path: str) -> bytes:
-    try:
-        with Path(path).open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-            file.seek(max(len(head), file.seek(0, 2) - _HEAD_BYTES))
-            return head + file.read()
-    except OSError as error:
-        raise LabelError(f"label {path} could not be read ({error.strerror})") from None
 
 
 @functools.lru_cache
@@ -144,15 +120,25 @@ def _transformer(source: str, target: str) -> pyproj.Transformer:
     return pyproj.Transformer.from_crs(known_crs(source), known_crs(target), always_xy=True)
 
 
+@functools.lru_cache
+def _period_of_key(key: str) -> float | None:
+    return period(known_crs(key))
+
+
+def crs_period(crs: str) -> float | None:
+    """After which step in x a scene's CRS comes to the same place again; None for one that does not."""
+    return _period_of_key(json.dumps(crs))
+
+
 def crs_name(key: str) -> str:
     """A short name for a text: EPSG:4326 where there is one."""
     return known_crs(key).to_string()
 
 
-def pixel_transform(
+def scene_transform(
     path: str, declared: str | None, grid: Grid, bounds: Bounds
 ) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
-    """What takes points of a vector file to pixels of a grid: (n, 2) x, y to (n, 2) column, row.
+    """What takes points of a vector file to the CRS of a scene: (n, 2) x, y to (n, 2) x, y.
 
     Args:
         path: the file, for errors.
@@ -167,12 +153,12 @@ def pixel_transform(
     if (declared is None) != (grid.crs is None):
         name = None if declared is None else crs_name(declared)
         has, lacks = ("the image", f"label {path}") if name is None else (f"label {path}", "the image")
+        how = "gdal_edit.py -a_srs -a_ullr" if grid.transform == Affine.identity() else "gdal_edit.py -a_srs"
         raise LabelError(
-            f"{lacks} has no CRS while {has} is in {name or grid.crs}; assign one (gdal_edit.py -a_srs, or "
-            "ogr2ogr -a_srs)"
+            f"{lacks} has no CRS while {has} is in {name or grid.crs}; assign one ({how}, or ogr2ogr -a_srs)"
         )
     if declared is None or grid.crs is None or not np.isfinite(bounds).any():
-        return grid.to_pixels
+        return _unchanged
     if known_crs(declared).is_geographic and np.abs(bounds)[np.isfinite(bounds)].max(initial=0) > 360:
         raise LabelError(
             f"label {path} has coordinates such as ({bounds[0]:.6g}, {bounds[1]:.6g}), which are no degrees, but is in "
@@ -181,7 +167,7 @@ def pixel_transform(
     key = json.dumps(grid.crs)
     if same_crs(declared, key):
         # Not even the rounding of a null transformation may move a vertex over a pixel's centre.
-        return grid.to_pixels
+        return _unchanged
     try:
         transformer = _transformer(declared, key)
     except pyproj.exceptions.ProjError as error:
@@ -196,9 +182,13 @@ def pixel_transform(
             raise LabelError(
                 f"label {path} has coordinates outside of what {crs_name(declared)} can be turned into {grid.crs} for"
             )
-        return grid.to_pixels(projected)
+        return projected
 
     return project
+
+
+def _unchanged(xy: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return xy
 
 
 def whole_window(grid: Grid) -> Window:
@@ -237,7 +227,18 @@ def _around(windows: Sequence[Window]) -> Window:
     )
 
 
-def extent(grid: Grid, window: Window, declared: str | None, reach: float) -> Bounds | None:
+def pixel_bounds(grid: Grid, window: Window, margin: float) -> Bounds:
+    """Bounds of a window, so many pixels wider at each side, in the scene's CRS."""
+    rows = (window.row_off - margin, window.row_stop + margin)
+    cols = (window.col_off - margin, window.col_stop + margin)
+    corners = np.array([grid.transform @ (col, row) for col in cols for row in rows])
+    low, high = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+    return low[0], low[1], high[0], high[1]
+
+
+def extent(
+    grid: Grid, window: Window, declared: str | None, reach: float, margin: float = MARGIN
+) -> list[Bounds] | None:
     """Where in a vector file's CRS the features lie that a window can show.
 
     Args:
@@ -245,26 +246,32 @@ def extent(grid: Grid, window: Window, declared: str | None, reach: float) -> Bo
         window: of its pixels.
         declared: the file's CRS, as a key.
         reach: how far a feature may be drawn beyond itself, in pixels.
+        margin: more of them, for straight edges that are bent ones in the scene's CRS.
 
     Returns:
-        Bounds, drawn too large rather than too small; None when it cannot be told: then everything is to be read.
+        Bounds, drawn too large rather than too small, and once more wherever the file may count longitudes otherwise;
+        None when it cannot be told: then everything is to be read.
     """
-    margin = reach + _MARGIN
-    rows = (window.row_off - margin, window.row_stop + margin)
-    cols = (window.col_off - margin, window.col_stop + margin)
-    corners = np.array([grid.transform @ (col, row) for col in cols for row in rows])
-    bounds: Bounds = (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
+    bounds = pixel_bounds(grid, window, reach + margin)
     if declared is None or grid.crs is None:
-        return bounds
-    key = json.dumps(grid.crs)
-    if same_crs(declared, key):
-        return bounds
-    try:
-        bounds = _transformer(key, declared).transform_bounds(*bounds)
-    except pyproj.exceptions.ProjError:
-        return None
-    # Over the 180th meridian the smallest x is the larger one.
-    return bounds if np.isfinite(bounds).all() and bounds[0] < bounds[2] else None
+        return [bounds]
+    key, step = json.dumps(grid.crs), _period_of_key(declared)
+    if not same_crs(declared, key):
+        try:
+            bounds = _transformer(key, declared).transform_bounds(*bounds)
+        except pyproj.exceptions.ProjError:
+            return None
+        if not np.isfinite(bounds).all():
+            return None
+    west, south, east, north = bounds
+    if step is None:
+        return [bounds] if west < east else None
+    if east < west:
+        # Over the 180th meridian.
+        east += step
+    # From -180 to 180 degrees, or from 0 to 360: and beyond, where the scene itself lies there.
+    turned = [(west + turn, south, east + turn, north) for turn in (-step, 0.0, step)]
+    return [one for one in turned if one == (west, south, east, north) or (one[2] >= -step / 2 and one[0] <= step)]
 
 
 def ground_metres(grid: Grid) -> npt.NDArray[np.float64]:

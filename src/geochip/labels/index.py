@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -16,13 +17,13 @@ import pyogrio.raw
 import shapely
 
 from geochip.errors import WorkError
-from geochip.files import sync
+from geochip.files import refuse_foreign, sync
 from geochip.labels.classes import as_text
 from geochip.labels.damage import require_drawable
 from geochip.labels.errors import LabelError, one_line
 from geochip.labels.grid import is_geojson, is_raster, known_crs
 from geochip.labels.parquet import has_bounds, is_parquet
-from geochip.labels.source import INDEX_SUFFIX, ORDER, VectorSource, reading
+from geochip.labels.source import INDEX_SUFFIX, ORDER, VectorSource, is_index, reading
 
 LARGE = 4 * 2**20
 """Bytes of a label from which on a copy is worth it for one scene."""
@@ -31,6 +32,8 @@ _SMALLEST = 2**20
 
 # Of these GDAL reads a part without going through the whole file.
 _INDEXED = (".fgb", ".gpkg", ".shp", ".gdb", ".sqlite")
+
+_UNFINISHED = ".index_"
 
 
 def indexed_label(
@@ -66,13 +69,13 @@ def indexed_label(
         return path
     layered = "" if layer is None else f"\0{layer}"
     digest = hashlib.sha256(f"{source}\0{facts.st_size}\0{facts.st_mtime_ns}{layered}".encode()).hexdigest()[:16]
-    # Workers were perhaps started in another directory.
-    target = directory.absolute() / f"{source.stem}.{digest}{INDEX_SUFFIX}"
+    # Plain and short, whatever the label is called, for people and for GDAL; absolute, for workers elsewhere.
+    target = directory.absolute() / f"{re.sub(r'[^A-Za-z0-9_-]', '_', source.stem[:50])}.{digest}{INDEX_SUFFIX}"
     if not target.exists():
         try:
             directory.mkdir(parents=True, exist_ok=True)
             # Another process may make the same one: whole files take each other's place.
-            with tempfile.TemporaryDirectory(dir=directory, prefix=".index_") as name:
+            with tempfile.TemporaryDirectory(dir=directory, prefix=_UNFINISHED) as name:
                 copy = Path(name) / target.name
                 _copy(path, copy, layer, key)
                 with copy.open("rb") as file:
@@ -86,21 +89,24 @@ def indexed_label(
 
 @contextlib.contextmanager
 def indexed_labels(
-    labels: Iterable[str], directory: Path, layer: str | None = None
+    labels: Iterable[str], directory: Path, *, option: str, layer: str | None = None
 ) -> Iterator[tuple[tuple[str, str], ...]]:
     """Copies with a spatial index of labels that are too large for every task to read whole, while the work lasts.
 
     Args:
         labels: the label of each scene; one that many scenes share is worth a copy sooner.
         directory: where copies are kept until the work is done.
+        option: the key of the run file that says where that is, for errors.
         layer: labels.layer.
 
     Yields:
         (label, copy) of those that have one.
 
     Raises:
+        InputError: when something else stands where the directory will be.
         WorkError: when a copy cannot be written.
     """
+    refuse_foreign(directory, option)
     copies = []
     try:
         for label, scenes in sorted(Counter(labels).items()):
@@ -110,7 +116,26 @@ def indexed_labels(
                 copies.append((label, indexed_label(label, directory, layer=layer, at_least=at_least)))
         yield tuple((label, copy) for label, copy in copies if copy != label)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_indexes(directory)
+
+
+def remove_indexes(directory: Path) -> None:
+    """Remove the copies that `indexed_label` made, and what killed ones left; nothing else, and through no link.
+
+    Args:
+        directory: where they are kept; it goes as well, unless it holds something else.
+    """
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    for path in directory.iterdir():
+        if path.is_symlink():
+            continue
+        if path.is_dir() and path.name.startswith(_UNFINISHED):
+            shutil.rmtree(path, ignore_errors=True)
+        elif is_index(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        directory.rmdir()
 
 
 def _unwritable(path: str, directory: Path, reason: str) -> WorkError:
@@ -122,7 +147,8 @@ def _unwritable(path: str, directory: Path, reason: str) -> WorkError:
 def _has_index(source: Path) -> bool:
     """Whether a part of a file is read without going through the whole of it."""
     if is_parquet(str(source)):
-        return has_bounds(str(source))
+        with reading(str(source)):
+            return has_bounds(str(source))
     return source.suffix.lower() in _INDEXED
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pyproj
 
 from geochip.labels.classes import LabelRules
+from geochip.labels.formats import require_features
 from geochip.labels.grid import Grid, is_geojson, is_raster, known_crs, label_crs
 from geochip.labels.parquet import is_parquet, parquet_crs
 from geochip.labels.raster import masking, open_raster, require_label_of
@@ -39,14 +40,14 @@ def look_at_label(path: str, grid: Grid, rules: LabelRules) -> LabelLook:
             require_label_of(dataset, path, grid)
             return LabelLook(hidden=dataset.nodata if masking(dataset, rules)[1] else None)
     with reading(path):
+        require_features(path)
         if is_parquet(path):
-            require_vector(path)
             if rules.labels.layer is not None:
                 raise LayerError.no_layers("labels.layer")
             key = parquet_crs(path)
             return LabelLook(crs=None if key is None else known_crs(key))
         if is_geojson(path) and rules.labels.layer is None:
-            # Of one layer, mostly: whoever draws it will see.
+            # One document has one layer.
             require_vector(path)
         else:
             chosen_layers(path, rules.labels.layer, key="labels.layer")

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyproj
 
+from geochip.files import require_regular
 from geochip.labels.errors import LabelError, one_line
 from geochip.labels.grid import Bounds
+from geochip.names import composed
 
 PARQUET_SUFFIXES = (".parquet", ".geoparquet")
 
@@ -66,6 +68,9 @@ def read_parquet(path: str, column: str | None, bounds: Bounds | None) -> Parque
         LabelError: for a Parquet file without geometries, and for a damaged one.
     """
     geometry, names, _, covered = _facts(path)
+    if column is not None:
+        # A name may be composed otherwise than the run file's.
+        column = next((name for name in names if composed(name) == composed(column)), column)
     known = column is not None and column in names
     box = bounds if covered else None
     try:
@@ -136,7 +141,13 @@ def batches(path: str) -> tuple[str, Iterator[pa.RecordBatch], pa.Schema]:
 
 
 def _facts(path: str) -> tuple[str, tuple[str, ...], str | None, bool]:
-    """Name of the column of geometries, names of the properties, the CRS as a key, and whether bounds have a column."""
+    """Name of the column of geometries, names of the properties, the CRS as a key, and whether bounds have a column.
+
+    Raises:
+        LabelError: as `read_parquet` does.
+        OSError: when it is no regular file.
+    """
+    require_regular(path)
     try:
         metadata, schema = pq.read_metadata(path).metadata or {}, pq.read_schema(path)
         if b"geo" not in metadata:

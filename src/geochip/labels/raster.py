@@ -25,6 +25,8 @@ from geochip.windows import Window
 # How far the corners of two grids may lie apart that are called the same, in pixels.
 _SAME = 1e-3
 _PARTS_SHOWN = 3
+# A CRS that is named by a code, and not written out.
+_SHORT = 20
 # Pixels that are read at once for a window that is made smaller.
 _AT_ONCE = 2**24
 
@@ -72,12 +74,28 @@ def require_label_of(dataset: Any, path: str, grid: Grid) -> None:
         height=dataset.height,
         width=dataset.width,
         transform=dataset.transform,
-        crs=dataset.crs.to_string() if dataset.crs else None,
+        # Without a geotransform a CRS says nothing.
+        crs=dataset.crs.to_string() if dataset.crs and dataset.transform != Affine.identity() else None,
     )
+    _require_place(path, found, grid)
     if not _same_pixels(found, grid):
         raise LabelError(
-            f"label {path} does not have its image's pixels: it has {_described(found)}; the image has "
-            f"{_described(grid)}; resample it onto those (gdalwarp -r near -t_srs -te -ts)"
+            f"label {path} does not have its image's pixels: it has {_described(found)}{_unused_points(dataset)}; the "
+            f"image has {_described(grid)}; resample it onto those (gdalwarp -r near -t_srs -te -ts)"
+        )
+
+
+def _require_place(path: str, found: Grid, grid: Grid) -> None:
+    """See that a label lies somewhere, where only that sets it apart from its image."""
+    a, b, c, d, e, f = tuple(grid.transform)[:6]
+    if found.transform != Affine.identity() or grid.crs is None or b or d:
+        return
+    if (found.height, found.width) == (grid.height, grid.width):
+        crs = grid.crs if len(grid.crs) < _SHORT else "CRS"
+        raise LabelError(
+            f"label {path} has no georeference, and its image has one: {_described(grid)}. If it was drawn on just "
+            f"these pixels, give it that (gdal_translate -a_srs {crs} -a_ullr {c:.15g} {f:.15g} "
+            f"{c + a * grid.width:.15g} {f + e * grid.height:.15g})"
         )
 
 
@@ -220,6 +238,12 @@ def _same_pixels(one: Grid, other: Grid) -> bool:
     if np.abs(there - corners).max() > _SAME:
         return False
     return one.crs is None or other.crs is None or same_crs(json.dumps(one.crs), json.dumps(other.crs))
+
+
+def _unused_points(dataset: Any) -> str:
+    """What else relates a label to the earth, and is not used."""
+    points, _ = dataset.gcps
+    return f" and {len(points)} ground control points, which geochip does not use" if points else ""
 
 
 def _described(grid: Grid) -> str:

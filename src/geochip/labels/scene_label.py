@@ -39,6 +39,7 @@ class SceneLabel:
         read_pixels: pixels of a raster label that were read so far.
         hidden_pixels: those of them that have the value of a class and are 255 all the same, since the file declares
             that value as nodata and labels.class_map does not name it.
+        missed: whether a vector file has features and none of them meets the scene.
 
     Raises:
         LabelError: on entering, for a file that cannot be read, an unknown CRS, coordinates that do not fit it, a CRS
@@ -48,6 +49,7 @@ class SceneLabel:
 
     mended: int = 0
     unvalued: int = 0
+    missed: bool = False
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class SceneLabel:
             self._in_tiles = all_needed
         else:
             shapes = read_shapes(self._path, grid, self._rules, self._rectangles)
-            self.mended, self.unvalued = shapes.mended, shapes.unvalued
+            self.mended, self.unvalued, self.missed = shapes.mended, shapes.unvalued, shapes.missed
             self._source = Canvas(
                 shapes.geometries, shapes.values, y_up=self._y_up, all_touched=self._rules.labels.all_touched
             )

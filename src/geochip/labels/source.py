@@ -16,16 +16,16 @@ import pyogrio.raw
 import shapely
 import shapely.errors
 
+from geochip.labels.cyclic import Geometries
 from geochip.labels.damage import require_drawable, require_whole
 from geochip.labels.errors import LabelError, one_line
+from geochip.labels.formats import require_driver, require_features
 from geochip.labels.grid import Bounds, declared_crs, is_geojson
 from geochip.labels.parquet import batches as parquet_batches
 from geochip.labels.parquet import is_parquet, parquet_crs, read_parquet
 from geochip.layers import UNREADABLE as OF_LAYERS
 from geochip.layers import LayerError, chosen_layers, open_options, require_vector, size_of
-
-Geometries = npt.NDArray[Any]
-"""Shapely geometries, (n,) of dtype object."""
+from geochip.names import composed, for_ogr
 
 ORDER = "geochip_order"
 """Column of an index (see `indexed_label`) that holds each feature's place in the file that it was made from."""
@@ -34,7 +34,7 @@ INDEX_SUFFIX = ".fgb"
 
 _INDEX_NAME = re.compile(r".*\.[0-9a-f]{16}\.fgb")
 
-UNREADABLE = (*OF_LAYERS, shapely.errors.ShapelyError)
+UNREADABLE = (*OF_LAYERS, LayerError, shapely.errors.ShapelyError)
 """What reading a vector file raises when the file is to blame."""
 
 # Smaller files are read whole: that is quicker than asking them where their features are.
@@ -98,6 +98,7 @@ class VectorSource:
     """
 
     def __init__(self, path: str, layer: str | None, key: str) -> None:
+        require_features(path)
         self.path = path
         self.is_parquet = is_parquet(path)
         self._layers: tuple[int, ...] = (0,)
@@ -108,6 +109,11 @@ class VectorSource:
         elif not is_index(path):
             self._layers = tuple(one.index for one in chosen_layers(path, layer, key=key))
         require_whole(path)
+        self._of_gdal: str | None = None
+        if not (self.is_parquet or is_geojson(path)):
+            info = self._info(self._layers[0])
+            require_driver(path, info["driver"])
+            self._of_gdal = info["crs"]
 
     @property
     def filtered(self) -> bool:
@@ -124,15 +130,20 @@ class VectorSource:
         """The CRS that it declares, as a key for `known_crs`."""
         if self.is_parquet:
             return parquet_crs(self.path)
-        return declared_crs(self.path, None if is_geojson(self.path) else self._info()["crs"])
+        return declared_crs(self.path, self._of_gdal)
 
     def bounds(self) -> Bounds | None:
-        """Bounds of all its features."""
+        """Bounds of all its features; None when there are none, or one with a coordinate that is no number."""
         if self.is_parquet:
-            everything = read_parquet(self.path, None, None)
-            return tuple(shapely.total_bounds(everything.geometries).tolist())
-        bounds: Bounds = self._info(force_total_bounds=True)["total_bounds"]
-        return bounds
+            found = [shapely.total_bounds(read_parquet(self.path, None, None).geometries)]
+        else:
+            told = [self._info(layer, force_total_bounds=True)["total_bounds"] for layer in self._layers]
+            found = [np.array(one, np.float64) for one in told if one is not None]
+        # Folders may be empty.
+        found = [one for one in found if not np.isnan(one).all()] or [np.full(4, np.nan)]
+        west, south, *_ = np.min(found, axis=0).tolist()
+        *_, east, north = np.max(found, axis=0).tolist()
+        return (west, south, east, north) if np.isfinite([west, south, east, north]).all() else None
 
     def read(self, column: str | None, bounds: Bounds | None) -> Features:
         """Read features, with the values of one property.
@@ -168,7 +179,9 @@ class VectorSource:
         if len(self._layers) > 1:
             yield self._all_folders()
             return
-        with pyogrio.raw.open_arrow(self.path, layer=self._layers[0], use_pyarrow=True, **open_options(self.path)) as (
+        with pyogrio.raw.open_arrow(
+            for_ogr(self.path), layer=self._layers[0], use_pyarrow=True, **open_options(self.path)
+        ) as (
             meta,
             reader,
         ):
@@ -181,7 +194,7 @@ class VectorSource:
         """The features of a KML, whose folders may differ in their properties."""
         tables = []
         for layer in self._layers:
-            meta, table = pyogrio.raw.read_arrow(self.path, layer=layer)
+            meta, table = pyogrio.raw.read_arrow(for_ogr(self.path), layer=layer)
             tables.append(
                 table.rename_columns(
                     [
@@ -193,15 +206,21 @@ class VectorSource:
         table = pa.concat_tables(tables, promote_options="permissive")
         return "wkb_geometry", declared_crs(self.path, meta["crs"]), table.to_batches(), table.schema
 
-    def _info(self, **how: Any) -> dict[str, Any]:
-        info: dict[str, Any] = pyogrio.read_info(self.path, layer=self._layers[0], **how, **open_options(self.path))
+    def _info(self, layer: int, **how: Any) -> dict[str, Any]:
+        info: dict[str, Any] = pyogrio.read_info(for_ogr(self.path), layer=layer, **how, **open_options(self.path))
         return info
 
     def _read_layer(self, layer: int, column: str | None, bounds: Bounds | None) -> Features:
         path = self.path
+        column = self._as_spelt(layer, column)
         wanted = [*([column] if column else []), *([ORDER] if is_index(path) else [])]
         meta, fids, wkb, fields = pyogrio.raw.read(
-            path, layer=layer, columns=wanted, bbox=bounds, return_fids=bounds is not None, **open_options(path)
+            for_ogr(path),
+            layer=layer,
+            columns=wanted,
+            bbox=bounds,
+            return_fids=bounds is not None,
+            **open_options(path),
         )
         if wkb is None:
             raise no_geometries(path)
@@ -231,8 +250,13 @@ class VectorSource:
         )
 
     def _names(self, layer: int) -> tuple[str, ...]:
-        info = pyogrio.read_info(self.path, layer=layer, **open_options(self.path))
-        return tuple(name for name in info["fields"] if name != ORDER)
+        return tuple(name for name in self._info(layer)["fields"].tolist() if name != ORDER)
+
+    def _as_spelt(self, layer: int, column: str | None) -> str | None:
+        """A property's name as the file has it, which may be composed otherwise than the run file's."""
+        if column is None or column.isascii():
+            return column
+        return next((name for name in self._names(layer) if composed(name) == composed(column)), column)
 
 
 def _as_declared(values: npt.NDArray[Any], kind: str) -> npt.NDArray[Any]:

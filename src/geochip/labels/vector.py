@@ -10,9 +10,10 @@ import numpy.typing as npt
 import shapely
 
 from geochip.labels.classes import LabelRules, class_ids, drawing_order
+from geochip.labels.cyclic import Geometries, shown_in
 from geochip.labels.errors import LabelError
-from geochip.labels.grid import Bounds, Grid, extent, ground_metres, pixel_transform, whole_window
-from geochip.labels.source import Features, Geometries, VectorSource, joined, reading
+from geochip.labels.grid import Bounds, Grid, extent, ground_metres, scene_transform, whole_window
+from geochip.labels.source import Features, VectorSource, joined, reading
 from geochip.windows import Window
 
 # GEOS: Point 0, LineString 1, LinearRing 2, Polygon 3, MultiPoint 4, and after it the other collections.
@@ -31,6 +32,8 @@ class Shapes:
     """How many features held an invalid polygon, which was mended."""
     unvalued: int
     """How many features have no value of the class property."""
+    missed: bool
+    """Whether the file has features and none of them meets the scene."""
 
 
 def read_shapes(path: str, grid: Grid, rules: LabelRules, rectangles: Sequence[Window]) -> Shapes:
@@ -48,23 +51,39 @@ def read_shapes(path: str, grid: Grid, rules: LabelRules, rectangles: Sequence[W
     found = _read(
         path,
         rules.labels.class_property,
-        lambda crs: [extent(grid, one, crs, reach) for one in rectangles],
+        lambda crs: _extents(grid, rectangles, crs, reach),
         layer=rules.labels.layer,
         key="labels.layer",
     )
     # Features without a geometry are drawn nowhere: nothing about them can be wrong.
     drawn = np.flatnonzero(~(shapely.is_missing(found.geometries) | shapely.is_empty(found.geometries)))
-    geometries = found.geometries[drawn]
-    geometries = _in_pixels(path, geometries, found.crs, grid, found.bounds or _bounds(geometries))
+    geometries, owner = _simple_parts(found.geometries[drawn])
+    geometries, owner = _in_pixels(path, geometries, owner, found, grid, reach)
     values, unvalued = class_ids(path, found.column, found.columns, drawn, found.numbers, rules)
-    geometries, owner = _simple_parts(geometries)
     geometries, owner, mended = _mended(geometries, owner)
     values = values[owner]
     geometries = _buffered(geometries, values, rules, pixel)
     order = drawing_order(values, rules)
     if order is not None:
         geometries, values = geometries[order], values[order]
-    return Shapes(geometries=geometries, values=values, mended=mended, unvalued=unvalued)
+    missed = not _meets(geometries, grid) and _has_features(found, len(drawn))
+    if missed and found.filtered and list(rectangles) != [whole_window(grid)]:
+        # Only what is near the windows was read: is anything elsewhere in the scene?
+        plain = dataclasses.replace(rules, labels=dataclasses.replace(rules.labels, class_property=None))
+        missed = read_shapes(path, grid, plain, [whole_window(grid)]).missed
+    return Shapes(geometries=geometries, values=values, mended=mended, unvalued=unvalued, missed=missed)
+
+
+def _meets(geometries: Geometries, grid: Grid) -> bool:
+    """Whether any of some shapes, in pixels, meets the scene."""
+    low_x, low_y, high_x, high_y = shapely.bounds(geometries).reshape(-1, 4).T
+    near = (low_x <= grid.width) & (high_x >= 0) & (low_y <= grid.height) & (high_y >= 0)
+    return bool(shapely.intersects(geometries[near], shapely.box(0, 0, grid.width, grid.height)).any())
+
+
+def _has_features(found: Features, drawn: int) -> bool:
+    """Whether a file holds any feature that could be drawn, read or not."""
+    return drawn > 0 or (found.bounds is not None and bool(np.isfinite(found.bounds).all()))
 
 
 def read_aoi(path: str, grid: Grid, layer: str | None = None) -> shapely.Geometry:
@@ -85,45 +104,51 @@ def read_aoi(path: str, grid: Grid, layer: str | None = None) -> shapely.Geometr
     try:
         return _area(path, grid, layer)
     except LabelError as error:
-        # What is wrong with a vector file is said of labels, mostly.
         raise LabelError(f"chips.aoi: {str(error).removeprefix('label ')}") from None
 
 
 def _area(path: str, grid: Grid, layer: str | None) -> shapely.Geometry:
-    found = _read(
-        path,
-        None,
-        lambda crs: [extent(grid, whole_window(grid), crs, 0)],
-        layer=layer,
-        key="chips.aoi_layer",
-    )
-    parts, _ = _simple_parts(found.geometries[~shapely.is_missing(found.geometries)])
-    parts = parts[shapely.get_type_id(parts) == _POLYGON]
+    """What `read_aoi` returns; its errors speak of a label."""
+    found = _read(path, None, lambda crs: extent(grid, whole_window(grid), crs, 0), layer=layer, key="chips.aoi_layer")
+    parts, owner = _simple_parts(found.geometries[~shapely.is_missing(found.geometries)])
+    polygons = shapely.get_type_id(parts) == _POLYGON
+    parts, owner = parts[polygons], owner[polygons]
     if not len(parts) and not found.filtered:
         raise LabelError(f"{path} holds no polygon, so no area of interest; draw one, or set chips.aoi to null")
-    bounds, within = found.bounds or _bounds(parts), extent(grid, whole_window(grid), found.crs, 0)
+    found = dataclasses.replace(found, bounds=found.bounds or _bounds(parts))
+    within = extent(grid, whole_window(grid), found.crs, 0)
     if within is not None:
         # Polygons on another continent need not fit the scene's CRS.
-        parts = parts[shapely.intersects(shapely.box(*shapely.bounds(parts).T), shapely.box(*within))]
-    parts = _in_pixels(path, parts, found.crs, grid, bounds)
-    parts, _, _ = _mended(parts, np.arange(len(parts)))
+        near = shapely.union_all([shapely.box(*one) for one in within])
+        close = shapely.intersects(shapely.box(*shapely.bounds(parts).T), near)
+        parts, owner = parts[close], owner[close]
+    parts, owner = _in_pixels(path, parts, owner, found, grid, 0)
+    parts, _, _ = _mended(parts, owner)
     scene = shapely.box(0, 0, grid.width, grid.height)
     return shapely.intersection(shapely.union_all(parts), scene)
 
 
-Areas = Callable[[str | None], list[Bounds | None]]
-"""Where features are wanted, given the file's CRS."""
+Areas = Callable[[str | None], list[Bounds] | None]
+"""Where features are wanted, given the file's CRS; None: everywhere."""
+
+
+def _extents(grid: Grid, rectangles: Sequence[Window], crs: str | None, reach: float) -> list[Bounds] | None:
+    """`extent` of all rectangles."""
+    found: list[Bounds] = []
+    for one in rectangles:
+        areas = extent(grid, one, crs, reach)
+        if areas is None:
+            return None
+        found += areas
+    return found
 
 
 def _read(path: str, column: str | None, areas: Areas, *, layer: str | None, key: str) -> Features:
     """Read a vector file: whole when it is small, else the features within the areas."""
     with reading(path):
         source = VectorSource(path, layer, key)
-        if not source.filtered:
-            return source.read(column, None)
-        wanted = areas(source.crs())
-        known = [one for one in wanted if one is not None]
-        if len(known) < len(wanted):
+        known = areas(source.crs()) if source.filtered else None
+        if known is None:
             return source.read(column, None)
         if source.in_one_go:
             low, high = np.min(known, axis=0), np.max(known, axis=0)
@@ -140,16 +165,19 @@ def _bounds(geometries: Geometries) -> Bounds:
     return low_x, low_y, high_x, high_y
 
 
-def _in_pixels(path: str, geometries: Geometries, crs: str | None, grid: Grid, bounds: Bounds) -> Geometries:
-    """Geometries in pixel coordinates, without heights; `bounds` are those of what the file holds."""
-    to_pixels = pixel_transform(path, crs, grid, bounds)
+def _in_pixels(
+    path: str, parts: Geometries, owner: npt.NDArray[np.int64], found: Features, grid: Grid, reach: float
+) -> tuple[Geometries, npt.NDArray[np.int64]]:
+    """Parts in pixel coordinates, without heights, wherever the scene shows them; and the owner of each."""
+    to_scene = scene_transform(path, found.crs, grid, found.bounds or _bounds(parts))
 
     def checked(xy: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         if not np.isfinite(xy).all():
             raise LabelError(f"label {path} holds a shape with a coordinate that is no number; mend it")
-        return to_pixels(xy)
+        return to_scene(xy)
 
-    return shapely.transform(geometries, checked)
+    parts, which = shown_in(shapely.transform(parts, checked), grid, reach)
+    return shapely.transform(parts, grid.to_pixels), owner[which]
 
 
 def _simple_parts(geometries: Geometries) -> tuple[Geometries, npt.NDArray[np.int64]]:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from geochip.documents import as_document, read_document
 from geochip.errors import DamagedError, InputError
-from geochip.files import read_regular, sync, write_durably
+from geochip.files import read_regular, refuse_foreign, remove_leftover, sync, write_durably
 from geochip.model.encoders import brief
 from geochip.model.network import Contract, SegmentationModel, build_model
 
@@ -37,6 +37,13 @@ def check_bundle_dir(directory: Path) -> None:
             )
     elif directory.exists():
         raise InputError(f"model.bundle: {directory} is a file; choose a directory")
+    for path in _beside(directory.resolve()):
+        refuse_foreign(path, "model.bundle")
+
+
+def _beside(directory: Path) -> tuple[Path, Path]:
+    """Where a new bundle is built, and where the old one is put while they change places."""
+    return directory.with_name(f".{directory.name}.new"), directory.with_name(f".{directory.name}.old")
 
 
 def save_bundle(directory: Path, model: SegmentationModel, contract: Contract) -> None:
@@ -61,9 +68,9 @@ def save_bundle(directory: Path, model: SegmentationModel, contract: Contract) -
     }
     if contract.nodata is not None and not math.isfinite(contract.nodata):
         document["nodata"] = str(contract.nodata)  # JSON has no NaN
-    new, old = (directory.with_name(f".{directory.name}.{suffix}") for suffix in ("new", "old"))
+    new, old = _beside(directory)
     for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+        remove_leftover(leftover, "model.bundle")
     write_durably(new / WEIGHTS_FILE, weights)
     write_durably(new / CONTRACT_FILE, json.dumps(document, indent=2, allow_nan=False).encode())
     if directory.exists():

@@ -78,18 +78,24 @@ def fetch_encoder_weights(encoder: str, encoder_weights: str) -> None:
             return
         except OSError as error:
             reason = brief(error)
-    raise _not_cached(encoder, encoder_weights, f"and cannot be fetched ({reason})")
+    raise _not_cached(encoder, encoder_weights, f"and cannot be fetched ({reason});")
 
 
-def require_cached_weights(encoder: str, encoder_weights: str) -> None:
+class WeightsNotCachedError(InputError):
+    """There are such weights, but not on this machine."""
+
+
+def require_cached_weights(encoder: str, encoder_weights: str, *, fetched: bool = False) -> None:
     """See that an encoder's pretrained weights are in this machine's cache; nothing is fetched.
 
     Args:
         encoder: as `model.encoder`.
         encoder_weights: as `model.encoder_weights`.
+        fetched: whether the training that needs them will fetch them itself, for the error.
 
     Raises:
-        InputError: when there are no such weights, or they are not cached, with the command that fetches them.
+        WeightsNotCachedError: when they are not cached, with the command that fetches them.
+        InputError: when there are no such weights.
     """
     check_names(LINEAR, encoder)
     _check_weights(encoder, encoder_weights)
@@ -97,9 +103,12 @@ def require_cached_weights(encoder: str, encoder_weights: str) -> None:
         with without_network():
             _load(encoder, encoder_weights)
     except OSError:
-        raise _not_cached(
-            encoder, encoder_weights, "and compute nodes mostly have no network to fetch them by"
-        ) from None
+        why = (
+            "yet; training fetches them when it begins. Where it has no network,"
+            if fetched
+            else "and compute nodes mostly have no network to fetch them by;"
+        )
+        raise _not_cached(encoder, encoder_weights, why) from None
 
 
 def _load(encoder: str, encoder_weights: str) -> None:
@@ -111,9 +120,9 @@ def _load(encoder: str, encoder_weights: str) -> None:
         smp.encoders.get_encoder(encoder, weights=encoder_weights)
 
 
-def _not_cached(encoder: str, encoder_weights: str, why: str) -> InputError:
-    return InputError(
-        f"model.encoder_weights: the {encoder_weights} weights of {encoder} are not in this machine's cache {why}; "
+def _not_cached(encoder: str, encoder_weights: str, why: str) -> WeightsNotCachedError:
+    return WeightsNotCachedError(
+        f"model.encoder_weights: the {encoder_weights} weights of {encoder} are not in this machine's cache {why} "
         f"run this once on a machine with a network that shares the cache (your home directory, or HF_HOME):\n"
         f"    python -c \"import geochip.model as m; m.fetch_encoder_weights('{encoder}', '{encoder_weights}')\"\n"
         "or begin from random weights with --model.encoder_weights null"

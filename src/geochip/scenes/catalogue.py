@@ -11,9 +11,13 @@ from pathlib import Path
 from geochip.errors import InputError, WorkError
 from geochip.scenes.header import SetAside, file_facts
 from geochip.scenes.reader import Scene
+from geochip.scenes.regions import Squares
 
 _SHOWN = 5
 
+
+# Fields that say how pixels are read, beside those that every digest has.
+_LATER = ("band_nodata", "alpha")
 
 # Of an image, at either end.
 _END_BYTES = 16_384
@@ -31,7 +35,13 @@ class Catalogue:
     buffered: tuple[SetAside, ...] = ()
     """Scenes of train.split that lie too close to those of another one (split.buffer)."""
     order: tuple[tuple[str, str], ...] = ()
-    """(split, scene id) of every scene in `scenes` and `bad`: a scene that is found bad keeps its turn."""
+    """(split, scene id) of every scene in `scenes` and `bad`: a scene that is found bad keeps its turn. Files whose
+    names give no id are in `bad` alone."""
+    near: tuple[str, ...] = ()
+    """What is to be said of files that nearly fit a template."""
+    squares: Squares | None = None
+    """Whose ground is whose, where squares of ground divide the scenes: a scene stands here once for each split that
+    has a part of it. None: every scene is whole."""
 
 
 def usable(catalogue: Catalogue) -> Catalogue:
@@ -95,7 +105,10 @@ def scene_digest(scene: Scene, *, with_label: bool) -> dict[str, str]:
         bytes (all of every image would take as long to read as the work itself) and, if it counts, of the label's
         bytes; "stamp": `Scene.image_stamp`, which tells when the pixels between have to be looked at.
     """
-    others = ("image", "stack", "label", "image_bytes", "image_stamp", "label_bytes")
+    others = ["image", "stack", "label", "image_bytes", "image_stamp", "label_bytes", "unused_georeference", "notices"]
+    others.append("region")
+    # As they mostly are: stores that were made before there were such fields hold the digest without them.
+    others += [one.name for one in fields(scene) if one.name in _LATER and getattr(scene, one.name) == one.default]
     header = {one.name: getattr(scene, one.name) for one in fields(scene) if one.name not in others}
     header["transform"] = tuple(scene.transform)[:6]
     content = hashlib.sha256(f"{scene.image_bytes} ".encode())
@@ -159,9 +172,11 @@ def settle_bad_scenes(bad: Sequence[SetAside], *, scenes: int, allowed: int, wha
     if not bad:
         return
     listed = "\n".join(str(item) for item in bad)
-    if len(bad) > allowed:
+    # The parts of one that is divided are one image.
+    count = len({(item.path, item.scene_id) for item in bad})
+    if count > allowed:
         raise WorkError(
-            f"{listed}\n{len(bad)} of {scenes} scenes could not be {what} (see above), data.max_bad_scenes allows "
+            f"{listed}\n{count} of {scenes} scenes could not be {what} (see above), data.max_bad_scenes allows "
             f"{allowed}; {rest}. Mend the files and run again, or allow it with --data.max_bad_scenes"
         )
     print(f"set aside, as data.max_bad_scenes allows:\n{listed}")

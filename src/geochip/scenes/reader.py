@@ -6,7 +6,7 @@ needed. GDAL handles never leave the thread that opened them.
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -15,16 +15,22 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 import rasterio.windows
+import shapely
 from affine import Affine
-from rasterio.enums import MaskFlags
+from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from geochip.errors import WorkError
+from geochip.files import require_regular
+from geochip.scenes.notices import Notice
 from geochip.scenes.resample import resample
 from geochip.windows import Window
 
 # Of a scene's pixels, in the memory of whoever reads it.
 _MAPPED_BYTES = 64 * 2**20
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+Validity = Literal["all", "nodata", "mask"]
+_FLOATS = ("float32", "float64")
 _LARGEST_WHOLE_BYTES = 512 * 2**20
 
 
@@ -60,7 +66,12 @@ class Scene:
     transform: Affine
     """From (column, row) to (x, y), pixel corners."""
     nodata: float | None
-    """Value of pixels without data, if a file declares one that the pixels' type holds: the first that does."""
+    """What pixels without data hold, if a chosen band declares a value that the pixels' type holds: the first that
+    does. Which pixels those are is another question: each band is held against its own value (`SceneReader.read`)."""
+    band_nodata: tuple[float | None, ...] = ()
+    """The nodata value of each band of each file, where those of one file differ; empty where they agree."""
+    alpha: Literal["mask", "band"] = "mask"
+    """What alpha bands are that are not among `bands`: they say where data is, or nothing (`data.alpha`)."""
     bands: tuple[int, ...]
     """Bands to read, counted from 1 and on through the files, in this order."""
     band_names: tuple[str, ...]
@@ -74,6 +85,19 @@ class Scene:
     them, the sources of a VRT. With the same one they are taken for the same; with another one they are compared."""
     label_bytes: int
     """Size of the label file, in bytes; 0 without one."""
+    unused_georeference: str = ""
+    """What else than a geotransform relates the image to the earth, such as "9 ground control points"; geochip does not
+    use it. Empty for nothing."""
+    notices: tuple[Notice, ...] = ()
+    """What a person should know of how its files were taken."""
+    region: shapely.Geometry | None = None
+    """The part of it that belongs to `split`, in pixel coordinates (x = column, y = row), where squares of ground
+    divide it; None: all of it."""
+
+    @property
+    def draws_as(self) -> str:
+        """What random windows are drawn from, besides the seed; the parts of a divided scene draw others."""
+        return self.scene_id if self.region is None else f"{self.scene_id}/{self.split}"
 
 
 def quiet_open(path: str, *, mapped: bool = False) -> Any:
@@ -113,6 +137,7 @@ class SceneReader:
             first = 1
             for path in (scene.image, *scene.stack):
                 try:
+                    require_regular(path)
                     dataset = self._stack.enter_context(quiet_open(path, mapped=scene.image_bytes <= _MAPPED_BYTES))
                 except (RasterioError, OSError) as error:
                     raise SceneError(
@@ -120,7 +145,7 @@ class SceneReader:
                     ) from error
                 if (dataset.height, dataset.width) != (scene.height, scene.width):
                     raise SceneError(f"scene {scene.scene_id}: {path} changed its size since it was catalogued")
-                self._files += _chosen_of(dataset, path, first, scene.bands)
+                self._files += _chosen_of(dataset, path, first, scene)
                 first += dataset.count
             if first - 1 != scene.count:
                 raise SceneError(
@@ -145,10 +170,13 @@ class SceneReader:
 
         Returns:
             image_bhw: (band, height, width) in the scene's dtype, never rescaled; outside the scene the nodata value,
-                or 0 where the scene declares none. Pixels that are not valid hold what the file holds; in a stack, and
-                where the window is resampled, they are as those outside.
-            valid_hw: (height, width) bool, True where there is data: inside the scene, not nodata in every chosen
-                band of a file, not masked by an alpha or mask band, not NaN or infinite in any chosen band.
+                or 0 where the scene declares none. Pixels that are not valid hold what the file holds; in a stack,
+                where bands have nodata values of their own, and where the window is resampled, they are as those
+                outside.
+            valid_hw: (height, width) bool, True where there is data: inside the scene, NaN or infinite in no chosen
+                band, and no file says otherwise. A file does by a mask band, or without one when every chosen band
+                holds its own nodata value (a band that declares none always has data), and besides by an alpha band
+                of 0, unless that is chosen as a band, or `Scene.alpha` is "band".
 
         Raises:
             SceneError: when the file cannot be read there.
@@ -216,8 +244,8 @@ class SceneReader:
                 valid_hw = valid if valid_hw is None else valid_hw & valid
         if valid_hw is None:
             return np.ones((window.height, window.width), np.bool_)
-        if len(self._files) > 1 and not valid_hw.all():
-            # The files may declare different nodata values; what stands there must not look like data to anyone.
+        if (len(self._files) > 1 or self.scene.band_nodata) and not valid_hw.all():
+            # There may be several nodata values; what stands there must not look like data to anyone.
             image_bhw[:, ~valid_hw] = self.fill
         return valid_hw
 
@@ -240,47 +268,112 @@ class _File:
     dataset: Any
     bands: list[int]
     """Its own numbers of the bands to read."""
+    alike: bool
+    """They are of one type."""
     place: slice | list[int]
     """Where they stand among the scene's."""
-    kind: Literal["all", "nodata", "mask"]
+    kind: Validity
     """What tells which pixels have data."""
-    nodata: Any
+    nodata: tuple[float | None, ...]
+    """Of each of `bands`, as its pixels hold it."""
+    alpha: tuple[int, ...]
+    """Its own numbers of the bands that are 0 where there is no data."""
 
     def read_into(self, image_bhw: npt.NDArray[Any], place: rasterio.windows.Window) -> npt.NDArray[np.bool_] | None:
         """Read the bands into their places; returns where there is data, None for everywhere."""
         image = image_bhw[self.place]
-        self.dataset.read(self.bands, window=place, out=image)
+        if self.alike:
+            self.dataset.read(self.bands, window=place, out=image)
+        else:
+            # rasterio reads bands of several types one by one alone.
+            for band, pixels in zip(self.bands, image, strict=True):
+                self.dataset.read(band, window=place, out=pixels)
         if isinstance(self.place, list):
             image_bhw[self.place] = image
-        valid: npt.NDArray[np.bool_] | None = None
+        parts: list[npt.NDArray[np.bool_]] = []
         if self.kind == "nodata":
             # One band at nodata may be a legitimate black; all of them are not.
-            valid = (image != self.nodata).any(axis=0)
+            parts.append(_any(band != nodata for band, nodata in zip(image, self.nodata, strict=True)))
         elif self.kind == "mask":
-            valid = self.dataset.read_masks(self.bands, window=place).any(axis=0)
+            parts.append(self.dataset.read_masks(self.bands, window=place).any(axis=0))
+        parts += [self.dataset.read(band, window=place) != 0 for band in self.alpha]
         if image.dtype.kind == "f":
-            finite: npt.NDArray[np.bool_] = np.isfinite(image).all(axis=0)
-            valid = finite if valid is None else valid & finite
-        return valid
+            parts.append(np.isfinite(image).all(axis=0))
+        return np.logical_and.reduce(parts) if len(parts) > 1 else next(iter(parts), None)
 
 
-def _chosen_of(dataset: Any, path: str, first: int, chosen: Sequence[int]) -> list[_File]:
+def _any(parts: Iterable[npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
+    first, *others = parts
+    for part in others:
+        first |= part
+    return first
+
+
+def _chosen_of(dataset: Any, path: str, first: int, scene: Scene) -> list[_File]:
     """What to read from a file whose bands are numbered from `first` on; nothing when none of them is chosen."""
+    chosen = scene.bands
     places = [place for place, band in enumerate(chosen) if first <= band < first + dataset.count]
     if not places:
         return []
     bands = [chosen[place] - first + 1 for place in places]
-    flags = {flag for band in bands for flag in dataset.mask_flag_enums[band - 1]}
-    nodata = dataset.nodata
-    kind: Literal["all", "nodata", "mask"] = "mask"
-    if flags <= {MaskFlags.all_valid}:
-        kind = "all"
-    elif flags <= {MaskFlags.nodata, MaskFlags.all_valid}:
-        kind = "nodata"
-        dtype = np.result_type(*(dataset.dtypes[band - 1] for band in bands))
-        if dtype.kind == "f":
-            # As a pixel of the file would hold it: 3.4028235e38 as text is not quite a float32.
-            nodata = float(dtype.type(nodata))
     together = places == list(range(places[0], places[-1] + 1))
     place = slice(places[0], places[-1] + 1) if together else places
-    return [_File(path=path, dataset=dataset, bands=bands, place=place, kind=kind, nodata=nodata)]
+    flags, values, dtypes = dataset.mask_flag_enums, dataset.nodatavals, dataset.dtypes
+    nodata = tuple(own_nodata(values[band - 1], dtypes[band - 1]) for band in bands)
+    return [
+        _File(
+            path=path,
+            dataset=dataset,
+            bands=bands,
+            alike=len({dtypes[band - 1] for band in bands}) == 1,
+            place=place,
+            kind=validity_of([flags[band - 1] for band in bands], nodata),
+            nodata=nodata,
+            alpha=alpha_masks(dataset, bands) if scene.alpha == "mask" else (),
+        )
+    ]
+
+
+def validity_of(flags: Sequence[Sequence[MaskFlags]], nodata: Sequence[float | None]) -> Validity:
+    """What of a file, alpha bands apart, tells which pixels of some of its bands have data.
+
+    A pixel has data when any of the bands has: so one band that always has decides it.
+
+    Args:
+        flags: what GDAL says of each of the bands.
+        nodata: of each of the bands, as of `own_nodata`.
+    """
+    kinds = {_validity_of_band(set(one), value) for one, value in zip(flags, nodata, strict=True)}
+    if "all" in kinds:
+        return "all"
+    return "nodata" if kinds == {"nodata"} else "mask"
+
+
+def _validity_of_band(flags: Collection[MaskFlags], nodata: float | None) -> Validity:
+    if flags == {MaskFlags.nodata}:
+        return "nodata"
+    if flags == {MaskFlags.all_valid} or MaskFlags.alpha in flags:
+        # To GDAL -3.4028235e38, as some programs write it, lies beyond float32; the lowest value of all is meant.
+        return "nodata" if nodata is not None and abs(nodata) == _FLOAT32_MAX else "all"
+    # Without any flag a band has a mask of its own, as in a VRT.
+    return "mask"
+
+
+def own_nodata(nodata: float | None, dtype: str) -> float | None:
+    """A band's nodata value as its pixels hold it: 3.4028235e38 as text is not quite a float32."""
+    kind = np.dtype(dtype) if dtype in _FLOATS else None
+    if nodata is None or kind is None:
+        return nodata
+    with np.errstate(over="ignore"):
+        return float(kind.type(nodata))
+
+
+def alpha_bands(dataset: Any) -> tuple[int, ...]:
+    """The bands that a file declares to be alpha."""
+    return tuple(band for band, colour in enumerate(dataset.colorinterp, 1) if colour == ColorInterp.alpha)
+
+
+def alpha_masks(dataset: Any, bands: Sequence[int]) -> tuple[int, ...]:
+    """The alpha bands that say where some bands have data: none when one of them is taken as a band."""
+    alpha = alpha_bands(dataset)
+    return () if set(alpha) & set(bands) else alpha

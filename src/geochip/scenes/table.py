@@ -7,12 +7,12 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
-import pyproj
 import shapely
 
+from geochip.geodesy import cut_at_180, outlines, to_lon_lat
 from geochip.scenes.catalogue import Catalogue
-from geochip.scenes.header import to_lon_lat
 from geochip.scenes.reader import Scene
+from geochip.scenes.regions import RECORD
 from geochip.windows import Window
 
 
@@ -36,30 +36,50 @@ def corners(scene: Scene, windows: Sequence[Window], inset: float = 0.0) -> npt.
     return np.stack([a * cols + b * rows + c, d * cols + e * rows + f], axis=-1)
 
 
-def footprint(scene: Scene) -> shapely.Polygon | None:
-    """The outline of a scene as a polygon in EPSG:4326; None when nothing relates the scene to the earth."""
+def footprint(scene: Scene) -> shapely.Geometry | None:
+    """The outline of a scene, or of its region, in EPSG:4326, cut at 180 degrees.
+
+    Returns:
+        None when nothing relates the scene to the earth.
+    """
     if scene.crs is None:
         return None
-    (xy,) = corners(scene, [Window(row_off=0, col_off=0, height=scene.height, width=scene.width)])
-    try:
-        lon, lat = to_lon_lat(scene.crs).transform(xy[:, 0], xy[:, 1], errcheck=True)
-    except pyproj.exceptions.ProjError:
-        return None  # a local grid
-    return shapely.Polygon(np.stack([lon, lat], axis=-1))
+    if scene.region is not None:
+        return _region_on_earth(scene, scene.region)
+    whole = Window(row_off=0, col_off=0, height=scene.height, width=scene.width)
+    outline: shapely.Geometry | None = outlines(corners(scene, [whole]), scene.crs)[0]
+    return outline
+
+
+def _region_on_earth(scene: Scene, region: shapely.Geometry) -> shapely.Geometry | None:
+    a, b, c, d, e, f = tuple(scene.transform)[:6]
+
+    def place(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        cols, rows = points.T
+        x, y = a * cols + b * rows + c, d * cols + e * rows + f
+        return np.column_stack(to_lon_lat(str(scene.crs)).transform(x, y))
+
+    return cut_at_180(shapely.transform(region, place))
 
 
 def catalogue_frame(catalogue: Catalogue) -> gpd.GeoDataFrame:
     """The catalogue as a table for GIS: one row a scene, its footprint in EPSG:4326 as the geometry.
 
+    Where squares of ground divide the scenes, there is a row for each split's part of a scene, the geometry is that of
+    the part, and the table's `attrs["squares"]` say whose ground is whose.
+
     Columns: the fields of `Scene` as far as they are numbers or text, `status` ("ok", "unlabelled", "buffered" or
-    "bad") and `reason`. Scenes without a CRS, and those set aside, have no geometry.
+    "bad") and `reason`; `notices`, the texts of what was told of it. Scenes without a CRS, and those set aside, have no
+    geometry.
     """
     rows: list[dict[str, Any]] = []
     for scene in catalogue.scenes:
         row = asdict(scene) | {"status": "ok", "reason": "", "geometry": footprint(scene)}
         row |= {"bands": ",".join(map(str, scene.bands)), "band_names": ",".join(scene.band_names)}
+        row |= {"band_nodata": ",".join(map(str, scene.band_nodata))}
+        row |= {"notices": "; ".join(notice.text for notice in scene.notices)}
         # When files were written is nothing to see on a map, and makes no other table.
-        del row["image_stamp"]
+        del row["image_stamp"], row["unused_georeference"], row["region"]
         row |= {"transform": ",".join(repr(value) for value in scene.transform[:6]), "stack": ",".join(scene.stack)}
         rows.append(row)
     left_out = {"unlabelled": catalogue.unlabelled, "buffered": catalogue.buffered, "bad": catalogue.bad}
@@ -75,4 +95,7 @@ def catalogue_frame(catalogue: Catalogue) -> gpd.GeoDataFrame:
             }
             for item in items
         ]
-    return gpd.GeoDataFrame(rows, geometry="geometry", crs="EPSG:4326")
+    frame = gpd.GeoDataFrame(rows, geometry="geometry", crs="EPSG:4326")
+    if catalogue.squares is not None:
+        frame.attrs[RECORD] = catalogue.squares.to_json()
+    return frame

@@ -1,5 +1,6 @@
 """What is kept on disk in Zarr: the chip store, the prediction store, and the journal beside either."""
 
+from geochip.store.block_state import block_key, lost_blocks, stamp_of, stamps_of_block
 from geochip.store.chips import (
     CHIP_DROPPED,
     CHIP_UNREAD,
@@ -7,9 +8,11 @@ from geochip.store.chips import (
     ChipStore,
     SplitLayout,
     SplitResult,
+    StorePlan,
     create_chip_store,
     finish_chip_store,
     reopen_chip_store,
+    restore_chip_store,
     shard_files,
     shards_there,
     sweep_locks,
@@ -19,7 +22,17 @@ from geochip.store.chips import (
 from geochip.store.journal import Journal, journal_path, read_header, read_journal
 from geochip.store.lock import StoreLock
 from geochip.store.origin import describe_difference, make_header, other_scenes, refuse_other
-from geochip.store.predictions import PredictedScene, PredictionStore, SceneGrid, open_scene, write_block
+from geochip.store.predictions import (
+    PredictedScene,
+    PredictionStore,
+    SceneGrid,
+    grids_of_header,
+    lost,
+    open_scene,
+    stacked,
+    write_block,
+)
+from geochip.store.records import any_records, chip_records, prediction_records
 
 __all__ = [
     "CHIP_DROPPED",
@@ -33,19 +46,31 @@ __all__ = [
     "SplitLayout",
     "SplitResult",
     "StoreLock",
+    "StorePlan",
+    "any_records",
+    "block_key",
+    "chip_records",
     "create_chip_store",
     "describe_difference",
     "finish_chip_store",
+    "grids_of_header",
     "journal_path",
+    "lost",
+    "lost_blocks",
     "make_header",
     "open_scene",
     "other_scenes",
+    "prediction_records",
     "read_header",
     "read_journal",
     "refuse_other",
     "reopen_chip_store",
+    "restore_chip_store",
     "shard_files",
     "shards_there",
+    "stacked",
+    "stamp_of",
+    "stamps_of_block",
     "sweep_locks",
     "sync_shard",
     "write_block",

@@ -7,7 +7,6 @@ crc32c of what it reads.
 zarr is imported where it is used: workers, which only handle pixels, would otherwise start a sixth of a second later.
 """
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,10 @@ import numpy.typing as npt
 import tensorstore
 
 from geochip.config import IGNORE
+from geochip.documents import as_document
+from geochip.errors import DamagedError
+from geochip.store._metadata import ArrayDocument, GroupDocument, read_metadata, require_file
+from geochip.store.journal import journal_path
 
 if TYPE_CHECKING:
     import zarr
@@ -90,8 +93,11 @@ def write_small(
 ) -> None:
     """Write a whole array of numbers or text as one chunk, replacing what was there.
 
-    Text becomes Zarr's variable-length string, the one type of text that opens without a warning.
+    Text becomes Zarr's variable-length string, the one type of text that opens without a warning. The chunk carries a
+    crc32c, as pixels do.
     """
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
     text = not isinstance(values, np.ndarray)
     array = np.array(list(values), dtype=np.dtypes.StringDType()) if text else np.asarray(values)
     group.create_array(
@@ -99,6 +105,7 @@ def write_small(
         shape=array.shape,
         dtype=str if text else array.dtype,
         chunks=tuple(max(size, 1) for size in array.shape),
+        compressors=[ZstdCodec(), Crc32cCodec()],
         chunk_key_encoding=_CHUNK_KEYS,
         dimension_names=tuple(dims),
         attributes=dict(attributes or {}),
@@ -108,11 +115,48 @@ def write_small(
     )[...] = array
 
 
-def open_tensorstore(path: Path, *, threads: int | None = None, sync: bool = True) -> Any:
+def read_small(
+    path: Path, remedy: str, *, shape: tuple[int | None, ...] | None = None, kind: str | None = None
+) -> npt.NDArray[Any]:
+    """Read a whole array that `write_small` wrote.
+
+    Args:
+        path: the array.
+        remedy: what to do when it is damaged.
+        shape: what it must have; None for an axis of any length.
+        kind: NumPy's letter for the kind of its type ("T" for text); None: any.
+
+    Raises:
+        DamagedError: when it is not there, cannot be read, or is another one.
+    """
+    import zarr
+
+    document = read_metadata(path / "zarr.json", ArrayDocument, remedy)
+    found = tuple(document.shape)
+    if shape is not None and (
+        len(found) != len(shape) or any(want not in (None, is_) for want, is_ in zip(shape, found, strict=True))
+    ):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise DamagedError(f"{path} is damaged (its shape is {list(found)}, not [{wanted}]); {remedy}")
+    if document.chunk_shape != [max(size, 1) for size in found]:
+        raise DamagedError(f"{path} is damaged (it has chunks of {document.chunk_shape}); {remedy}")
+    chunk = path / f"c{'.0' * len(found)}"
+    require_file(chunk, remedy)
+    try:
+        values = np.asarray(zarr.open_array(str(path), mode="r", zarr_format=3)[...])
+    except Exception as error:  # each codec has errors of its own
+        raise DamagedError(f"{chunk} is damaged ({' '.join(str(error).split())}); {remedy}") from None
+    if kind is not None and values.dtype.kind != kind:
+        raise DamagedError(f"{path} is damaged (it holds {values.dtype}); {remedy}")
+    return values
+
+
+def open_tensorstore(path: Path, remedy: str, *, threads: int | None = None, sync: bool = True) -> Any:
     """Open an array for its pixels: a `tensorstore.TensorStore`.
 
     Args:
         path: the array.
+        remedy: what to do when its metadata are damaged.
         threads: threads that encode and decode, besides the caller's; None: as many as there are CPUs, which is not
             meant for a process that shares its CPUs with others of its kind.
         sync: flush what is written to the disk, and only then give it its name.
@@ -120,10 +164,9 @@ def open_tensorstore(path: Path, *, threads: int | None = None, sync: bool = Tru
     tensorstore aborts in a process that was forked after it was opened: open where you read or write, never before.
 
     Raises:
-        FileNotFoundError: when there is no array.
+        DamagedError: when there is no array, or one that cannot be opened.
     """
-    if not (path / "zarr.json").is_file():
-        raise FileNotFoundError(path)
+    read_metadata(path / "zarr.json", ArrayDocument, remedy)
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": f"{path.absolute()}/"},
@@ -135,7 +178,15 @@ def open_tensorstore(path: Path, *, threads: int | None = None, sync: bool = Tru
             **({} if threads is None else {"data_copy_concurrency": {"limit": threads}}),
         },
     }
-    return tensorstore.open(spec, open=True).result()
+    try:
+        return tensorstore.open(spec, open=True).result()
+    except ValueError as error:
+        raise DamagedError(f"{path / 'zarr.json'} is damaged ({in_short(error)}); {remedy}") from None
+
+
+def in_short(error: Exception) -> str:
+    """What tensorstore says, in one line and without how it was asked."""
+    return " ".join(str(error).split()).split(" [tensorstore_spec=")[0]
 
 
 def consolidate(path: Path) -> None:
@@ -148,13 +199,31 @@ def consolidate(path: Path) -> None:
         zarr.consolidate_metadata(str(path), zarr_format=3)
 
 
-def read_attributes(path: Path) -> dict[str, Any] | None:
-    """Attributes of a store's root group; None when there is no Zarr v3 group."""
-    try:
-        document = json.loads((path / "zarr.json").read_text())
-    except (OSError, json.JSONDecodeError):
+def read_root(store: Path, kind: type, marks: str, remedy: str) -> dict[str, Any] | None:
+    """Attributes of a store's root group, as what they must be.
+
+    Args:
+        store: the store.
+        kind: the dataclass that says what they must hold.
+        marks: an attribute that no other store has.
+        remedy: what to do when they are damaged.
+
+    Returns:
+        All of them; None when there is no store of this kind.
+
+    Raises:
+        DamagedError: when there is one whose root is damaged.
+    """
+    file = store / "zarr.json"
+    # A journal beside it says that there is, or was, one.
+    ours = journal_path(store).is_file() and store.is_dir()
+    if not ours and not file.is_file():
         return None
-    if document.get("zarr_format") != 3 or document.get("node_type") != "group":
+    attributes = read_metadata(file, GroupDocument, remedy).attributes
+    if not ours and marks not in attributes:
         return None
-    attributes: dict[str, Any] = document.get("attributes", {})
+    version = attributes.get("format_version")
+    if type(version) is not int or version == FORMAT_VERSION:
+        # One of another version may hold anything.
+        as_document(attributes, kind, f"{file}: its attributes", remedy)
     return attributes

@@ -1,6 +1,7 @@
 """Cloud-optimised GeoTIFFs of predicted scenes, made from the finished prediction store."""
 
 import contextlib
+import glob
 import os
 import tempfile
 import warnings
@@ -8,17 +9,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio
 import rasterio.shutil
 import rasterio.windows
 from affine import Affine
 
 from geochip.config import IGNORE
+from geochip.gdal import bound_cache
+from geochip.names import TEMPORARY_PREFIX
 from geochip.store.predictions import PredictedScene, PredictionStore
 from geochip.windows import blocks
 
+bound_cache()
+
 _TILE = 512
-_TEMPORARY = ".writing-"
+# What a directory of a writer may hold: the file, and what GDAL writes beside it.
+_WRITTEN = ("plain.tif", "cog.tif")
 
 # Okabe & Ito's colours, which people with any colour vision can tell apart; grey for the first class, the background.
 _COLOURS = (
@@ -47,7 +54,7 @@ def write_cog(store: PredictionStore, scene: PredictedScene, directory: Path) ->
     """
     target = cog_path(directory, scene.scene_id)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=target.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=_prefix(store), dir=target.parent) as temporary:
         plain, finished = Path(temporary) / "plain.tif", Path(temporary) / "cog.tif"
         _write_plain(store, scene, plain)
         rasterio.shutil.copy(
@@ -88,6 +95,25 @@ def _write_plain(store: PredictionStore, scene: PredictedScene, path: Path) -> N
             dataset.write(store.read(scene, block), 1, window=place)
 
 
+def fault_of_cog(store: PredictionStore, scene: PredictedScene, path: Path) -> str | None:
+    """What is wrong with a scene's GeoTIFF, in words that follow its name; None when it holds what the store does.
+
+    Raises:
+        DamagedError: when a block of the store is lost or damaged.
+    """
+    try:
+        with _quiet(), rasterio.open(path) as dataset:
+            if (dataset.height, dataset.width) != (scene.height, scene.width):
+                return f"has {dataset.height} x {dataset.width} pixels, the scene {scene.height} x {scene.width}"
+            for block in blocks(scene.height, scene.width, store.block):
+                place = rasterio.windows.Window(block.col_off, block.row_off, block.width, block.height)
+                if not np.array_equal(dataset.read(1, window=place), store.read(scene, block)):
+                    return f"holds other classes than {store.path}, at {block}"
+    except rasterio.errors.RasterioError as error:
+        return f"cannot be read ({' '.join(str(error.__cause__ or error).split())})"
+    return None
+
+
 def _colour_table(classes: int) -> dict[int, tuple[int, int, int, int]]:
     colours = {number: (*_COLOURS[number % len(_COLOURS)], 255) for number in range(classes)}
     return {**colours, IGNORE: (0, 0, 0, 0)}
@@ -101,9 +127,26 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def sweep_cogs(directory: Path) -> None:
-    """Remove what killed writers left; call it only when nobody writes."""
-    for left in directory.rglob(f"{_TEMPORARY}*"):
+def _prefix(store: PredictionStore) -> str:
+    """How the temporary directories of a store's writers are called: others' are left alone."""
+    return f"{TEMPORARY_PREFIX}{str(store.attrs.get('fingerprint', ''))[:12]}-"
+
+
+def sweep_cogs(directory: Path, store: PredictionStore) -> None:
+    """Remove what killed writers of this store's GeoTIFFs left; call it only when nobody writes.
+
+    Only their own directories, and in them only what they write: no symbolic link is followed, and nothing else goes.
+
+    Args:
+        directory: of the GeoTIFFs; there may be none.
+        store: whose they are.
+    """
+    for left in directory.glob(f"{glob.escape(_prefix(store))}*"):
+        if left.is_symlink() or not left.is_dir():
+            continue
         for file in left.iterdir():
-            file.unlink()
-        left.rmdir()
+            if file.name.startswith(_WRITTEN) and not file.is_dir():
+                file.unlink()
+        with contextlib.suppress(OSError):
+            # Something of another one's is in it.
+            left.rmdir()

@@ -13,10 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from geochip.errors import InputError, WorkError
-from geochip.files import disk_full, is_disk_full, make_directory, writing_durably
+from geochip.errors import DamagedError, InputError, WorkError
+from geochip.files import disk_full, is_disk_full, make_directory, require_regular, writing_durably
 from geochip.store.lock import StoreLock
 from geochip.store.origin import made_from_something_else, named, other_scenes, refuse_other
+from geochip.store.records import Kinds, any_records, parse_header, parse_record
+
+# Of damaged lines, in what is told.
+_SHOWN = 5
 
 
 def journal_path(store: Path) -> Path:
@@ -25,12 +29,46 @@ def journal_path(store: Path) -> Path:
 
 
 def read_header(store: Path) -> dict[str, Any] | None:
-    """The header of a store's journal; None when there is no journal, or none whose header was written whole."""
-    try:
-        with journal_path(store).open("rb") as file:
-            return _document(file.readline())
-    except FileNotFoundError:
+    """The header of a store's journal; None when there is no journal.
+
+    Raises:
+        DamagedError: when there is one, and its first line is no header.
+    """
+    path = journal_path(store)
+    if not _is_there(path):
         return None
+    with path.open("rb") as file:
+        return _header(file.readline(), path)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is a journal.
+
+    Raises:
+        DamagedError: when something else stands in its place.
+    """
+    try:
+        require_regular(path)
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return False
+        fault = "it is a symbolic link to nothing"
+    except OSError as error:
+        fault = str(error.strerror)
+    else:
+        return True
+    raise DamagedError(f"journal {path} cannot be read ({fault}); {_remedy(path)}")
+
+
+def _remedy(path: Path) -> str:
+    store = path.with_name(path.name.removesuffix(".journal"))
+    return f"put a copy of it back, or remove it and {store} and run the same command again, which makes both anew"
+
+
+def _header(line: bytes, path: Path) -> dict[str, Any]:
+    if line and not line.endswith(b"\n"):
+        raise DamagedError(f"journal {path} is damaged (its first line is cut short); {_remedy(path)}")
+    return parse_header(line, f"journal {path}: its first line", _remedy(path))
 
 
 class Records(Mapping[str, dict[str, Any]]):
@@ -39,8 +77,16 @@ class Records(Mapping[str, dict[str, Any]]):
     Fifty thousand of them would fill gigabytes as Python objects: kept is where each one stands.
     """
 
-    def __init__(self, path: Path) -> None:
-        """An index of the file at `path`, without entries yet; also when there is no such file."""
+    def __init__(self, path: Path, kinds: Kinds = any_records) -> None:
+        """An index of the file at `path`, without entries yet; also when there is no such file.
+
+        Args:
+            path: the file.
+            kinds: what its records must hold.
+        """
+        self.path, self.kinds = path, kinds
+        self.damaged: dict[int, str] = {}
+        """Lines of the file, counted from 1, that are no such records, and why; what they recorded is not done."""
         self.unread: set[str] = set()
         """Keys of the records whose "unread" names scenes."""
         self._places: dict[str, tuple[int, int]] = {}
@@ -85,7 +131,13 @@ class Records(Mapping[str, dict[str, Any]]):
         return os.pread(self._handle, length, start)
 
     def __getitem__(self, key: str) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(self.line(key))
+        try:
+            record = parse_record(self.line(key), self.kinds)
+        except ValueError as error:
+            # It was whole when the file was opened.
+            raise DamagedError(
+                f"journal {self.path}: the record of {key} was changed meanwhile ({error}); run the same command again"
+            ) from None
         del record["key"]
         return record
 
@@ -133,7 +185,15 @@ class Journal:
 
     @classmethod
     def open(
-        cls, path: Path, header: dict[str, Any], *, store: Path, option: str, lock: StoreLock | None = None
+        cls,
+        path: Path,
+        header: dict[str, Any],
+        *,
+        store: Path,
+        option: str,
+        lock: StoreLock | None = None,
+        kinds: Kinds = any_records,
+        grows: bool = False,
     ) -> "Journal":
         """Begin a journal, or go on with one that was made from the same things.
 
@@ -143,18 +203,21 @@ class Journal:
             store: the store, for the error.
             option: the key of the run file that names the store, for the error.
             lock: of the store, held already; given back when the journal is closed.
+            kinds: what its records must hold.
+            grows: scenes that it does not know may be added.
 
         Raises:
             InputError: when there is a journal of something else.
             WorkError: when the disk is full.
         """
-        known, records, good_bytes = read_journal(path)
+        known, records, good_bytes = read_journal(path, kinds)
         if known is None:
             _rewrite(path, header, records, [])
-            _, records, good_bytes = read_journal(path)
+            _, records, good_bytes = read_journal(path, kinds)
             return cls(path, header, records, good_bytes, lock)
         unread = records.unread_scenes()
-        refuse_other(known, header, unread, store=store, option=option)
+        refuse_other(known, header, unread, store=store, option=option, grows=grows)
+        _tell_damage(records)
         mended, doubtful = other_scenes(known, header, unread)
         # What an earlier run noted for later ones stays, until it is noted anew.
         journal = cls(path, {**known, **header}, records, good_bytes, lock)
@@ -171,13 +234,17 @@ class Journal:
         return journal
 
     @classmethod
-    def of_store(cls, store: Path, header: dict[str, Any], *, option: str) -> "Journal":
+    def of_store(
+        cls, store: Path, header: dict[str, Any], *, option: str, kinds: Kinds = any_records, grows: bool = False
+    ) -> "Journal":
         """Begin or continue the journal of a store, and hold the store's lock until it is closed; see `open`.
 
         Args:
             store: the store, which exists or will be made when this has returned.
             header: of `make_header`.
             option: the key of the run file that names the store, for the errors.
+            kinds: what its records must hold.
+            grows: scenes that it does not know may be added.
 
         Raises:
             InputError: when the store was made from something else, has no journal, is none, or is being written by
@@ -185,21 +252,22 @@ class Journal:
             WorkError: when the disk is full.
         """
         path = journal_path(store)
-        if store.exists() and not (store / "zarr.json").is_file():
+        if os.path.lexists(store) and not (store / "zarr.json").is_file() and not (store.is_dir() and _is_there(path)):
+            # One with a journal beside it is a store that has lost its root.
             raise InputError(f"{option}: {store} exists and is no Zarr store; choose another --{option}")
         make_directory(path.parent, "run_dir")
         lock = StoreLock(store, option)
         lock.acquire()
         try:
-            if store.exists() and not path.exists():
+            if store.exists() and not _is_there(path):
                 raise InputError(
                     f"{option}: {store} exists, but {path.name} beside it does not, so it cannot be continued; "
                     f"remove it, or choose another run_dir or --{option}"
                 )
-            if path.exists() and not store.exists():
+            if not store.exists() and os.path.lexists(path) and not path.is_dir():
                 # The store was removed to be made anew: its journal speaks of nothing any more.
                 path.unlink()
-            return cls.open(path, header, store=store, option=option, lock=lock)
+            return cls.open(path, header, store=store, option=option, lock=lock, kinds=kinds, grows=grows)
         except BaseException:
             lock.release()
             raise
@@ -228,9 +296,13 @@ class Journal:
                 "mend what keeps them from being read, and run the same command again"
             )
         kept = [key for key in self.records if key not in self.dropped]
-        if self._known not in (None, self.header):
+        if self._known not in (None, self.header) or len(kept) < len(self.records) or self.records.damaged:
             self._rewrite(self.header, kept)
         self._known, self.dropped, self.doubtful, self.doubtful_keys = None, frozenset(), frozenset(), frozenset()
+
+    def forget(self, keys: Collection[str]) -> None:
+        """Take out records, by key, with the next `settle`: of tasks that are not done, or that there are none of."""
+        self.dropped |= frozenset(keys) & frozenset(self.records)
 
     def confirm(self, names: Iterable[str]) -> None:
         """Note that doubtful scenes are what they were; the others stay doubtful.
@@ -255,7 +327,7 @@ class Journal:
             self._lock.check()
         _rewrite(self.path, header, self.records, keys)
         self._file.close()
-        _, self.records, self._size = read_journal(self.path)
+        _, self.records, self._size = read_journal(self.path, self.records.kinds)
         self._file = self.path.open("r+b", buffering=0)
         self._file.seek(self._size)
 
@@ -286,6 +358,8 @@ class Journal:
             self._file.seek(self._size)
             if isinstance(error, OSError) and is_disk_full(error):
                 raise disk_full(self.path) from None
+            if isinstance(error, OSError):
+                error.filename = str(self.path)
             raise
         self.records.note(document, self._size, len(line))
         self._size += len(line)
@@ -309,38 +383,47 @@ def _line(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
-def _document(line: bytes) -> dict[str, Any] | None:
-    """What a line says; None when it was not written whole."""
-    try:
-        document = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return None
-    return document if isinstance(document, dict) else None
-
-
-def read_journal(path: Path) -> tuple[dict[str, Any] | None, Records, int]:
+def read_journal(path: Path, kinds: Kinds = any_records) -> tuple[dict[str, Any] | None, Records, int]:
     """Read a journal without changing it.
 
+    Args:
+        path: the journal.
+        kinds: what its records must hold.
+
     Returns:
-        The header (None when there is no journal, or none whose header was written whole), the records by key (the
-        last one of a key counts), and the number of bytes up to the end of the last whole line.
+        The header (None when there is no journal), the records by key (the last one of a key counts; its `damaged`
+        names the lines that are none), and the number of bytes up to the end of the last good line: what a kill cut
+        short stands behind it.
+
+    Raises:
+        DamagedError: when something else stands in its place, or its first line is no header.
     """
-    header: dict[str, Any] | None = None
-    records = Records(path)
-    good_bytes = 0
-    if not path.exists():
-        return header, records, good_bytes
+    if not _is_there(path):
+        return None, Records(path, kinds), 0
+    records = Records(path, kinds)
     with path.open("rb") as file:
-        for line in file:
-            document = _document(line)
-            if document is None or (header is not None and "key" not in document):
+        line = file.readline()
+        header = _header(line, path)
+        good_bytes = at = len(line)
+        for number, line in enumerate(file, 2):
+            if not line.endswith(b"\n"):
                 break
-            if header is None:
-                header = document
+            try:
+                document = parse_record(line, kinds)
+            except (ValueError, RecursionError) as error:
+                records.damaged[number] = str(error)
             else:
-                records.note(document, good_bytes, len(line))
-            good_bytes += len(line)
+                records.note(document, at, len(line))
+                good_bytes = at + len(line)
+            at += len(line)
     return header, records, good_bytes
+
+
+def _tell_damage(records: Records) -> None:
+    for number, why in list(records.damaged.items())[:_SHOWN]:
+        print(f"warning: journal {records.path}: line {number} is damaged ({why}); what it recorded is done anew")
+    if (more := len(records.damaged) - _SHOWN) > 0:
+        print(f"warning: journal {records.path}: {more} more lines are damaged; what they recorded is done anew")
 
 
 def _rewrite(path: Path, header: Mapping[str, Any], records: Records, keys: Collection[str]) -> None:

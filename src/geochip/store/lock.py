@@ -18,21 +18,26 @@ import json
 import os
 import platform
 import secrets
+import stat
 import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Annotated, Self
 
+import msgspec
 import psutil
 
-from geochip.errors import InputError, WorkError
-from geochip.files import disk_full, is_disk_full, write_durably
+from geochip.documents import parse_document
+from geochip.errors import DamagedError, InputError, WorkError
+from geochip.files import NotRegularError, disk_full, is_disk_full, read_regular, write_durably
 
 # The kernel's idea of when a process began moves when the clock is set.
 _SAME_START = 2.0
+# What the text of every lock begins with.
+_BEGINS = b'{"host": '
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -42,7 +47,7 @@ class Holder:
 
     host: str
     user: str
-    pid: int
+    pid: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
     started: float
     """When the process began, seconds since 1970."""
     since: str
@@ -65,8 +70,8 @@ class Holder:
     def read(cls, path: Path) -> Self | None:
         """The holder of the lock at `path`; None when there is no lock, or no text that geochip wrote."""
         try:
-            return cls(**json.loads(path.read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
+            return parse_document(read_regular(path), cls, str(path), "")
+        except (FileNotFoundError, NotRegularError, DamagedError):
             return None
 
     def __str__(self) -> str:
@@ -103,6 +108,7 @@ class StoreLock:
         self.path = store.with_name(f"{store.name}.lock")
         self.store = store
         self.option = option
+        self._elsewhere = "another run_dir" + ("" if option == "run_dir" else f" or --{option}")
         self.beat = beat
         self.stale = stale
         self._mine = Holder.this_process()
@@ -118,8 +124,7 @@ class StoreLock:
             if is_disk_full(error):
                 raise disk_full(self.path) from None
             raise InputError(
-                f"{self.option}: the lock {self.path} cannot be made: {error.strerror}; choose another run_dir or "
-                f"--{self.option}"
+                f"{self.option}: the lock {self.path} cannot be made: {error.strerror}; choose {self._elsewhere}"
             ) from None
         self._lost, self._ended = None, threading.Event()
         self._thread = threading.Thread(target=self._show_life, args=(self._ended,), name="store-lock", daemon=True)
@@ -155,6 +160,7 @@ class StoreLock:
     def _take(self, path: Path) -> None:
         """Make the lock file at `path`, be it the place of one whose holder is gone."""
         while not _create(path, self._mine):
+            self._require_lock(path)
             holder = Holder.read(path)
             if self._lives(path, holder):
                 raise InputError(self._refusal(path, holder))
@@ -172,6 +178,31 @@ class StoreLock:
                     return
             finally:
                 self._remove(claim)
+
+    def _require_lock(self, path: Path) -> None:
+        """Raise `DamagedError` when what stands in a lock's place was never one, and so nobody's sign of life.
+
+        An empty file, or the beginning of a text, may be that of a process that makes the lock at this moment.
+        """
+        try:
+            if not stat.S_ISREG(path.lstat().st_mode):
+                fault = "it is no regular file"
+            else:
+                text = read_regular(path)
+                if _BEGINS.startswith(text) or (text.startswith(_BEGINS) and not text.rstrip().endswith(b"}")):
+                    return
+                parse_document(text, Holder, str(path), "")
+                return
+        except FileNotFoundError:
+            return
+        except NotRegularError as error:
+            fault = str(error.strerror)
+        except DamagedError as error:
+            fault = str(error).removeprefix(f"{path} is damaged (").removesuffix("); ")
+        raise DamagedError(
+            f"{self.option}: {path}, which should name the process that writes {self.store}, is damaged ({fault}); if "
+            "no process writes it, remove that lock and run the same command again"
+        )
 
     def _lives(self, path: Path, holder: Holder | None) -> bool:
         """Whether the holder of a lock lives; watches for its signs of life where nothing else can tell."""
@@ -205,8 +236,8 @@ class StoreLock:
         who = f"{holder}" if holder else "a process that its lock does not name"
         end = f" or end it (kill {holder.pid} on {holder.host})" if holder else ""
         return (
-            f"{self.option}: {self.store} is being written by {who}; wait for it{end}, or choose another run_dir or "
-            f"--{self.option}; if that process is gone, remove {path}"
+            f"{self.option}: {self.store} is being written by {who}; wait for it{end}, or choose {self._elsewhere}; if "
+            f"that process is gone, remove {path}"
         )
 
     def _show_life(self, ended: threading.Event) -> None:
@@ -263,7 +294,7 @@ def _text(holder: Holder) -> bytes:
 
 def _touched(path: Path) -> int:
     """When a file was last touched, in nanoseconds. Opened first: NFS asks its server then and not its cache."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         return os.fstat(handle).st_mtime_ns
     finally:

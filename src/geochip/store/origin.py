@@ -37,7 +37,9 @@ def _fingerprint(header: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps([header["settings"], headers], sort_keys=True).encode()).hexdigest()
 
 
-def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any], unread: Collection[str] = ()) -> str | None:
+def describe_difference(
+    old: Mapping[str, Any], new: Mapping[str, Any], unread: Collection[str] = (), *, grows: bool = False
+) -> str | None:
     """In words, what differs between two headers; None when nothing does.
 
     Args:
@@ -45,6 +47,7 @@ def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any], unread: 
         new: what it would be continued with.
         unread: names of scenes that could not be read so far, whose content may be another one by now. A scene whose
             header could not be read before may have any by now.
+        grows: scenes may be added.
     """
     was, now = old["settings"], new["settings"]
     differences = [
@@ -65,7 +68,7 @@ def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any], unread: 
         ):
             changed.append(name)
     for words, names in (
-        ("not there before", [name for name in after if name not in before]),
+        ("not there before", [] if grows else [name for name in after if name not in before]),
         ("gone", [name for name in before if name not in after]),
         ("changed", changed),
         ("readable before and not now", unreadable),
@@ -103,8 +106,9 @@ def other_scenes(
 
 
 def refuse_other(
-    known: Mapping[str, Any], header: Mapping[str, Any], unread: Collection[str], *, store: Path, option: str
-) -> None:
+    known: Mapping[str, Any], header: Mapping[str, Any], unread: Collection[str], *, store: Path, option: str,
+    grows: bool = False,
+) -> None:  # fmt: skip
     """Raise `InputError` when a store was made from something else.
 
     Args:
@@ -113,8 +117,9 @@ def refuse_other(
         unread: names of scenes that could not be read so far.
         store: the store.
         option: the key of the run file that names it.
+        grows: scenes may be added.
     """
-    if difference := describe_difference(known, header, unread):
+    if difference := describe_difference(known, header, unread, grows=grows):
         raise made_from_something_else(store, option, difference)
 
 
