@@ -277,12 +277,12 @@ def test_large_labels_are_indexed_once_and_give_the_same_chips(tmp_path, chip, m
     plain = chip()
     seen = []
 
-    def indexed(label, directory):
-        copy = indexed_label(label, directory, at_least=1)
+    def indexed(label, directory, *, layer, at_least):
+        copy = indexed_label(label, directory, layer=layer, at_least=1)
         seen.append((label, copy, Path(copy).exists()))
         return copy
 
-    monkeypatch.setattr("geochip.chipping.indexed_label", indexed)
+    monkeypatch.setattr("geochip.labels.index.indexed_label", indexed)
     chip(f"--run_dir={tmp_path / 'large'}", f"--chips.store={tmp_path / 'large' / 'chips.zarr'}")
     assert [there and label != copy for label, copy, there in seen] == [True] * 3
     assert tree_hash(tmp_path / "large" / "chips.zarr") == tree_hash(plain.path)

@@ -85,7 +85,7 @@ def test_the_examples_are_run_files(example):
     ("text", "line"),
     [
         ("chips:\n  sizee: 3\n", "chips.sizee: there is no such key; did you mean chips.size?"),
-        ("chips:\n  colour: 3\n", "chips.colour: there is no such key; known are chips.size, chips.method, chips.per_scene, chips.per_area, chips.stride, chips.edge, chips.size_range, chips.aoi, chips.aoi_within, chips.min_valid, chips.target_classes, chips.min_target_fraction, chips.negative_rate, chips.max_tries, chips.seed, chips.allow_overlap, chips.store"),
+        ("chips:\n  colour: 3\n", "chips.colour: there is no such key; known are chips.size, chips.method, chips.per_scene, chips.per_area, chips.stride, chips.edge, chips.size_range, chips.aoi, chips.aoi_layer, chips.aoi_within, chips.min_valid, chips.target_classes, chips.min_target_fraction, chips.negative_rate, chips.max_tries, chips.seed, chips.allow_overlap, chips.store"),
         ("chip:\n  size: 3\n", "chip: there is no such key; known are run_dir, data, labels, split, chips, model, train, infer, cluster"),
         ("foo: 1\n", "foo: there is no such key; known are run_dir, data, labels, split, chips, model, train, infer, cluster"),
         ("chips:\n  size: abc\n", "chips.size: 'abc' is not allowed: must be a whole number"),
@@ -130,7 +130,12 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
             "--data.label={id}_{name}.geojson",
             "data.label: '{id}_{name}.geojson' is not allowed: only {split} and {id} can be filled in, there is another opening brace",
         ),
-        ("--data.label=x.geojson", "data.label: 'x.geojson' is not allowed: must contain {id}"),
+        ("--data.label=", "data.label: '' is not allowed: must name a file"),
+        ("--labels.no_value=road", "labels.no_value: 'road' is not allowed: must be ignore, error or one of data.classes: background, building"),
+        ("--labels.no_value=ignore --labels.ignore=['']", "labels.no_value: 'ignore' is not allowed: labels.ignore or labels.class_map says already what null, or empty text, is; leave one of them out"),
+        ("--labels.layer=", "labels.layer: '' is not allowed: must be the name of a layer, or null"),
+        ("--data.label={id}.tif --labels.layer=a", "labels.layer: 'a' is not allowed: is for geometries, but data.label ({id}.tif) is a raster; leave it out"),
+        ("--labels.class_map={1: building, '1.0': background}", "labels.class_map: {1: 'building', '1.0': 'background'} is not allowed: both keys are one value, which is of one class; leave one of them out"),
         (
             "--data.image=x{id}.tif",
             "data.image: 'x{id}.tif' is not allowed: must contain {split} when there are several splits, else each would "
@@ -196,8 +201,8 @@ def test_impossible_values_are_named_with_what_is_allowed(flag, line):
                 "foo: there is no such key; known are run_dir, data, labels, split, chips, model, train, infer, cluster",
             ],
         ),
-        ("chips: 3\n", ["chips: 3 is not allowed: must be a section with the keys size, method, per_scene, per_area, stride, edge, size_range, aoi, aoi_within, min_valid, target_classes, min_target_fraction, negative_rate, max_tries, seed, allow_overlap, store; or leave it out"]),
-        ("chips:\n", ["chips: null is not allowed: must be a section with the keys size, method, per_scene, per_area, stride, edge, size_range, aoi, aoi_within, min_valid, target_classes, min_target_fraction, negative_rate, max_tries, seed, allow_overlap, store; or leave it out"]),
+        ("chips: 3\n", ["chips: 3 is not allowed: must be a section with the keys size, method, per_scene, per_area, stride, edge, size_range, aoi, aoi_layer, aoi_within, min_valid, target_classes, min_target_fraction, negative_rate, max_tries, seed, allow_overlap, store; or leave it out"]),
+        ("chips:\n", ["chips: null is not allowed: must be a section with the keys size, method, per_scene, per_area, stride, edge, size_range, aoi, aoi_layer, aoi_within, min_valid, target_classes, min_target_fraction, negative_rate, max_tries, seed, allow_overlap, store; or leave it out"]),
         ("chips:\n  size: 3\nchips:\n  seed: 1\n", ["--config: {file} cannot be read: chips stands twice (line 3); join them"]),
         ("", ["--config: {file} holds no keys; see --print_config for those that there are"]),
         ("- a\n", ["--config: {file} holds no keys; see --print_config for those that there are"]),

@@ -147,7 +147,7 @@ AROUND = [moved(-80), moved(90), moved(0, -60), moved(0, 90)]
 @pytest.mark.parametrize("large", [False, True])
 def test_features_around_a_scene_miss_it(tmp_path, monkeypatch, shapes, missed, near, large):
     if large:
-        monkeypatch.setattr("geochip.labels.vector._FILTERED_BYTES", 0)
+        monkeypatch.setattr("geochip.labels.source._FILTERED_BYTES", 0)
     windows = None if near is None else [Window(row_off=40, col_off=40, height=8, width=8)]
     path = write(tmp_path / "a.geojson", shapes)
     with open_label(path, height=60, width=70, near=windows) as label:

@@ -372,7 +372,7 @@ def test_the_index_is_made_once_and_anew_when_the_label_changes(many, tmp_path):
     directory = tmp_path / "made" / "here"
     assert indexed_label(str(path), directory) == str(path)
     first = indexed_label(str(path), directory, at_least=1000)
-    assert first.startswith(str(directory / "with space."))
+    assert first.startswith(str(directory / "with_space."))
     made = Path(first).stat()
     assert indexed_label(str(path), directory, at_least=1000) == first
     assert Path(first).stat() == made

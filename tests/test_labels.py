@@ -189,7 +189,7 @@ def test_collections_are_drawn_part_by_part_in_the_order_of_features(tmp_path):
 def test_classes_that_are_numbers_and_features_without_a_class(tmp_path):
     boxes = [box(UTM, 0, 0, 4, 4), box(UTM, 8, 8, 2, 2)]
     path = write_label(tmp_path / "a.geojson", boxes, properties=[{"kind": 1}, {"kind": None}])
-    with pytest.raises(LabelError, match=r"feature 1 has kind = no value, which is not in data.classes \(0, 1\)"):
+    with pytest.raises(LabelError, match=r"feature 1 has no value of 'kind'; say with labels.no_value what"):
         rasterize(path, classes=("0", "1"), class_property="kind")
     # What is drawn nowhere need not have a class.
     path = write_label(tmp_path / "b.geojson", [boxes[0], None], properties=[{"kind": 1}, {"kind": None}])

@@ -28,7 +28,7 @@ def _placed(scene: Scene, path: str, config: RunConfig) -> Placed:
     reach = LabelRules(classes=config.data.classes, labels=config.labels).largest_buffer
     if config.labels.buffer_units == "metres":
         reach /= scene.pixel_size or 1.0
-    return Placed(path=path, image=scene.image, grid=grid_of(scene), reach=reach)
+    return Placed(path=path, image=scene.image, grid=grid_of(scene), reach=reach, layer=config.labels.layer)
 
 
 def missed_by_labels(scenes: Iterable[Scene], config: RunConfig) -> Missed:
@@ -55,7 +55,7 @@ def missed_by_areas(aois: Mapping[Name, shapely.Geometry], scenes: Mapping[Name,
     for split in dict.fromkeys(name[0] for name in empty):
         members = [name for name in aois if name[0] == split]
         if all(shapely.is_empty(aois[name]) for name in members):
-            first = describe_miss(_place_of_area(scenes[members[0]], path_of[members[0]]), what="chips.aoi")
+            first = describe_miss(_place_of_area(scenes[members[0]], path_of[members[0]], config), what="chips.aoi")
             raise InputError(
                 f"{first}\nchips.aoi: no area of interest meets a scene of split {split} (see above; "
                 f"{counted(len(members), 'scene')}), which would have no chip; correct the area, leave the split out "
@@ -63,14 +63,14 @@ def missed_by_areas(aois: Mapping[Name, shapely.Geometry], scenes: Mapping[Name,
             )
     met = {path_of[name] for name, aoi in aois.items() if not shapely.is_empty(aoi)}
     return {
-        name: describe_miss(_place_of_area(scenes[name], path_of[name]), what="chips.aoi")
+        name: describe_miss(_place_of_area(scenes[name], path_of[name], config), what="chips.aoi")
         for name in empty
         if path_of[name] not in met
     }
 
 
-def _place_of_area(scene: Scene, path: str) -> Placed:
-    return Placed(path=path, image=scene.image, grid=grid_of(scene))
+def _place_of_area(scene: Scene, path: str, config: RunConfig) -> Placed:
+    return Placed(path=path, image=scene.image, grid=grid_of(scene), layer=config.chips.aoi_layer)
 
 
 def missed_when_drawn(

@@ -10,10 +10,11 @@ import shapely
 
 import geochip
 from geochip.chip_audit import Overlap, audit_overlap
+from geochip.chip_labels import classes_never_named, hidden_classes, look_at_labels
 from geochip.chip_placement import Missed, grid_of, missed_by_areas, missed_by_labels
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError
-from geochip.labels import LabelError, label_crs, read_aoi
+from geochip.labels import LabelError, read_aoi
 from geochip.plan import ChipPlan, Name, PlannedScene, chips_depend_on, places_in, plan_chips, windows_in
 from geochip.sampling import wanted_of
 from geochip.scenes import (
@@ -26,7 +27,6 @@ from geochip.scenes import (
     odd_ones,
     refuse_overwriting,
     set_aside,
-    without_crs,
 )
 from geochip.store import SplitResult, journal_path, make_header, read_header
 from geochip.windows import Window
@@ -50,6 +50,8 @@ class Prepared:
     """The store's nodata value."""
     missed: Missed
     """What to say of scenes that no feature of their label meets, or that lie outside of their area of interest."""
+    doubts: tuple[str, ...] = ()
+    """What a person should know of the labels and may not have meant."""
 
     @property
     def first(self) -> Scene:
@@ -68,7 +70,9 @@ def prepare(config: RunConfig) -> Prepared:
     refuse_overwriting(config, found, outputs_of(config))
     found = set_aside(found, [(scene, fault) for scene in found.scenes if (fault := size_fault(scene, config))])
     scenes = {(scene.split, scene.scene_id): scene for scene in found.scenes}
-    aois, faults, uncertain = label_faults(scenes, config)
+    looks, faults = look_at_labels(scenes, config)
+    aois, area_faults = read_areas(scenes, config)
+    faults |= area_faults
     catalogue = set_aside(found, [(scenes[name], fault) for name, fault in faults.items()])
     store = config.chip_store
     known = (read_header(store) if store.exists() else None) or {}
@@ -84,7 +88,7 @@ def prepare(config: RunConfig) -> Prepared:
         unusable=frozenset((item.split, item.scene_id) for item in catalogue.bad),
         aois=aois,
         reserved={_name(key): places for key, places in known.get("places", {}).items()},
-        uncertain=uncertain,
+        uncertain=frozenset(area_faults),
         shard=layout["shard"] if layout else None,
     )
     if not plan.chips:
@@ -118,6 +122,7 @@ def prepare(config: RunConfig) -> Prepared:
         header=header,
         nodata=None if layout["nodata"] is None else float(layout["nodata"]),
         missed=missed,
+        doubts=(*classes_never_named(config), *hidden_classes(looks, config)),
     )
 
 
@@ -162,45 +167,23 @@ def outputs_of(config: RunConfig) -> Outputs:
     )
 
 
-def label_faults(
-    scenes: Mapping[Name, Scene], config: RunConfig
-) -> tuple[dict[Name, shapely.Geometry], dict[Name, str], frozenset[Name]]:
-    """Areas of interest; what is wrong with labels and areas; and the scenes whose area cannot be read."""
+def read_areas(scenes: Mapping[Name, Scene], config: RunConfig) -> tuple[dict[Name, shapely.Geometry], dict[Name, str]]:
+    """Areas of interest, in pixel coordinates, and what is wrong with those that cannot be read."""
     aois: dict[Name, shapely.Geometry] = {}
     faults: dict[Name, str] = {}
-    uncertain = set()
     for name, scene in scenes.items():
-        if fault := label_fault(scene):
-            faults[name] = fault
         if (path := aoi_path(config, *name)) is None:
             continue
         try:
-            aois[name] = read_aoi(str(path), grid_of(scene))
+            aois[name] = read_aoi(str(path), grid_of(scene), config.chips.aoi_layer)
         except LabelError as error:
-            uncertain.add(name)
             faults[name] = str(error)
-    return aois, faults, frozenset(uncertain)
+    return aois, faults
 
 
 def _name(key: str) -> Name:
     split, _, scene_id = key.partition("/")
     return split, scene_id
-
-
-def label_fault(scene: Scene) -> str | None:
-    """What is wrong with a scene's label, as far as its first lines tell; None when nothing is."""
-    assert scene.label is not None
-    try:
-        declared = label_crs(scene.label)
-    except LabelError as error:
-        return str(error)
-    if scene.crs is None and declared is not None:
-        reason, remedy = without_crs(scene)
-        return (
-            f"{reason} while label {scene.label} is in {declared.to_string()}, so nothing tells where the label lies "
-            f"on the image; {remedy}"
-        )
-    return None
 
 
 def planned_windows(planned: PlannedScene, config: RunConfig) -> list[Window]:

@@ -67,6 +67,8 @@ def fill_shards(job: ChipJob, tasks: Sequence[ChipTask]) -> list[Record]:
         - "status" and "written", "class_pixels" (pixels of each class);
         - "statistics" of each band, as JSON; empty for a split that the normalisation does not look at;
         - "bad": scenes that could not be read; "scenes": all scenes, "unread": those of them without pixels, by name;
+        - "unvalued": features without a value of the class property; "label_pixels" read of raster labels, and those
+          "hidden" among them: of a class whose value the file declares as nodata;
         - "missed": scenes that no feature of their label meets, by name;
         - "mended": invalid geometries; "met": chips for which `chips.max_tries` windows did not suffice;
         - "bytes" on disk and "seconds", where they went in "spent", and the most memory that the process ever had.
@@ -212,7 +214,7 @@ class _Shard:
         self.status = np.full(count, CHIP_UNREAD, np.uint8)
         self.class_pixels = np.zeros((count, self.classes), np.int64)
         self.statistics = [BandCounter() for _ in range(job.bands)]
-        self.mended = self.met = 0
+        self.mended = self.met = self.unvalued = self.label_pixels = self.hidden = 0
         self.missed: list[str] = []
         self.spent = {"read": 0.0, "rasterize": 0.0, "statistics": 0.0}
         self._instead = dict(job.labels)
@@ -276,6 +278,9 @@ class _Shard:
             self._spend("rasterize", clock)
             chosen = list(self._choose(cut, pixels, label, places, at))
             self.mended += label.mended
+            self.unvalued += label.unvalued
+            self.label_pixels += label.read_pixels
+            self.hidden += label.hidden_pixels
             self.missed += [cut.scene.name] if label.missed else []
         part = self.status[at : at + cut.stop - cut.first]
         part[part == CHIP_UNREAD] = CHIP_DROPPED
@@ -368,6 +373,9 @@ class _Shard:
             "statistics": [one.statistics().to_json() for one in self.statistics] if self.with_statistics else [],
             "missed": self.missed,
             "mended": self.mended,
+            "unvalued": self.unvalued,
+            "label_pixels": self.label_pixels,
+            "hidden": self.hidden,
             "met": self.met,
         }
 

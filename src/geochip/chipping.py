@@ -10,11 +10,10 @@ scenes, draws their labels, cuts both at the scenes' windows and writes the shar
 shards in a journal beside the store; a rerun does what is missing.
 """
 
-import contextlib
 import io
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -24,6 +23,7 @@ import geopandas as gpd
 import numpy as np
 
 from geochip.chip_audit import audit_overlap
+from geochip.chip_labels import describe_labels
 from geochip.chip_placement import describe_missed, missed_when_drawn
 from geochip.chip_prepare import (
     Prepared,
@@ -51,8 +51,8 @@ from geochip.chip_worker import ChipJob, changed_scenes, fill_shards
 from geochip.cluster import dask_client, describe_jobs, require_cluster, run_tasks, worker_count
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError, run_command
-from geochip.files import refuse_foreign, write_durably
-from geochip.labels import LabelError, LabelRules, indexed_label, remove_indexes
+from geochip.files import write_durably
+from geochip.labels import LabelRules, indexed_labels
 from geochip.plan import ChipPlan, ChipTask
 from geochip.progress import ProgressReport
 from geochip.recheck import describe_doubtful, recheck
@@ -107,6 +107,8 @@ def cut(config: RunConfig, *, dry_run: bool = False) -> None:
     expected = estimate(ready.plan, len(ready.first.bands), ready.first.dtype, config.chips.size)
     describe_plan(ready.plan, ready.catalogue, config, expected)
     describe_missed(ready.missed, len(ready.scenes))
+    for doubt in ready.doubts:
+        print(f"warning: {doubt}")
     if ready.overlap is not None:
         judge_overlap(ready.overlap, config)
     store = config.chip_store
@@ -196,8 +198,9 @@ def cut_chips(ready: Prepared, config: RunConfig, journal: Journal) -> None:
         return
     # What workers read of the store to compare it; all else waits until it is known that it is not refused.
     restore_chip_store(store, whole, whole=False)
-    labels = {scene.label for scene in ready.catalogue.scenes if scene.label is not None}
-    with indexed_labels(labels, store) as instead:
+    labels = [scene.label for scene in ready.catalogue.scenes if scene.label is not None]
+    directory = store.with_name(f"{store.name}.labels")
+    with indexed_labels(labels, directory, option="chips.store", layer=config.labels.layer) as instead:
         job = ChipJob(
             store=str(store.absolute()),
             chips=config.chips,
@@ -273,22 +276,6 @@ def batches(tasks: Iterator[ChipTask], size: int) -> Iterator[tuple[ChipTask, ..
         yield group
 
 
-@contextlib.contextmanager
-def indexed_labels(labels: Iterable[str], store: Path) -> Iterator[tuple[tuple[str, str], ...]]:
-    """Copies with a spatial index of labels that are too large for every task to read whole, while the work lasts."""
-    directory = store.with_name(f"{store.name}.labels")
-    refuse_foreign(directory, "chips.store")
-    copies = []
-    try:
-        for label in sorted(labels):
-            # A label that cannot be read is told with its scene, by the worker that needs it.
-            with contextlib.suppress(LabelError):
-                copies.append((label, indexed_label(label, directory)))
-        yield tuple((label, copy) for label, copy in copies if copy != label)
-    finally:
-        remove_indexes(directory)
-
-
 def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) -> None:
     """Write what the tasks found out into the store, the tables beside it, and tell it.
 
@@ -325,6 +312,7 @@ def finish(ready: Prepared, config: RunConfig, records: Mapping[str, Record]) ->
     write_table(chips_frame(ChipStore(store), reasons), config.chip_table_path)
     for split in plan.splits:
         describe_split(split, results[split.split], classes)
+    describe_labels(config, results, records.values())
     describe_bands(statistics, ready.first.band_names)
     size, peak = sum(one["bytes"] for one in records.values()), max(one["peak_bytes"] for one in records.values())
     print(

@@ -32,6 +32,7 @@ from geochip.labels import (
     SceneLabel,
     describe_miss,
     find_misses,
+    indexed_labels,
     listed,
     read_aoi,
 )
@@ -47,6 +48,7 @@ from geochip.scenes import (
     label_path,
     labels_of_stranger,
     refuse_read_later,
+    require_shared_label,
     settle_bad_scenes,
 )
 from geochip.store import PredictedScene, PredictionStore, journal_path, prediction_records, read_journal
@@ -72,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     check_classes(store, config.data)
     labels, unlabelled = find_labels(store, config)
     refuse_eval_over_input(config, labels)
-    require_met(store, labels)
+    require_met(store, labels, config)
     make_directory(config.eval_path.parent, "run_dir")
     squares = squares_of(store, config)
     parts = find_parts(store, labels, squares, config)
@@ -152,6 +154,8 @@ def find_labels(store: PredictionStore, config: RunConfig) -> tuple[dict[str, Tr
             if scene.split
             else labels_of_stranger(config, scene.scene_id)
         )
+        for path, split in places.items():
+            require_shared_label(config, split, path)
         there = [path for path in places if is_there(path)]
         if len(there) == 1:
             labels[scene.scene_id] = Truth(label=there[0], split=places[there[0]])
@@ -179,9 +183,11 @@ def _aside(scene: PredictedScene, path: Path, reason: str) -> SetAside:
     return SetAside(scene_id=scene.scene_id, split=scene.split, path=str(path), reason=reason)
 
 
-def require_met(store: PredictionStore, labels: Mapping[str, Truth]) -> None:
+def require_met(store: PredictionStore, labels: Mapping[str, Truth], config: RunConfig) -> None:
     """Raise `InputError` when all labels lie elsewhere than their scene, as far as bounds tell."""
-    missed = find_misses({scene_id: place_of(store.scenes[scene_id], truth) for scene_id, truth in labels.items()})
+    missed = find_misses(
+        {scene_id: place_of(store.scenes[scene_id], truth, config) for scene_id, truth in labels.items()}
+    )
     if len(missed) == len(labels):
         raise InputError(_all_missed([str(one) for one in missed.values()]))
 
@@ -193,9 +199,9 @@ def _all_missed(texts: Sequence[str]) -> str:
     )
 
 
-def place_of(scene: PredictedScene, truth: Truth) -> Placed:
+def place_of(scene: PredictedScene, truth: Truth, config: RunConfig) -> Placed:
     """A label and the scene that it is drawn on."""
-    return Placed(path=str(truth.label), image=scene.scene_id, grid=grid_of(scene))
+    return Placed(path=str(truth.label), image=scene.scene_id, grid=grid_of(scene), layer=config.labels.layer)
 
 
 def count(
@@ -212,7 +218,13 @@ def count(
     confusions: dict[str, Confusion] = {}
     bad: list[SetAside] = []
     missed: dict[str, str] = {}
-    with ProgressReport("evaluating", len(labels)) as progress:
+    directory = config.eval_path.with_name(f"{config.eval_path.name}.labels")
+    files = [str(truth.label) for truth in labels.values()]
+    with (
+        indexed_labels(files, directory, option="run_dir", layer=config.labels.layer) as copies,
+        ProgressReport("evaluating", len(labels)) as progress,
+    ):
+        instead = dict(copies)
         for scene_id, truth in labels.items():
             scene = store.scenes[scene_id]
             if not scene.complete:
@@ -220,9 +232,11 @@ def count(
                 bad.append(_aside(scene, truth.label, reason))
             else:
                 try:
-                    confusions[scene_id], met = confusion_of_scene(store, scene, truth, parts[scene_id], config)
+                    confusions[scene_id], met = confusion_of_scene(
+                        store, scene, truth, parts[scene_id], config, instead.get(str(truth.label))
+                    )
                     if not met:
-                        missed[scene_id] = describe_miss(place_of(scene, truth))
+                        missed[scene_id] = describe_miss(place_of(scene, truth, config))
                 except (LabelError, DamagedError) as error:
                     # A scene with lost blocks is not scored: they would count as nodata.
                     bad.append(_aside(scene, truth.label, str(error)))
@@ -237,7 +251,12 @@ def count(
 
 
 def confusion_of_scene(
-    store: PredictionStore, scene: PredictedScene, truth: Truth, part: Part, config: RunConfig
+    store: PredictionStore,
+    scene: PredictedScene,
+    truth: Truth,
+    part: Part,
+    config: RunConfig,
+    label: str | None = None,
 ) -> tuple[Confusion, bool]:
     """Count one scene's pixels, block by block; pixels without data and outside of chips.aoi are left out.
 
@@ -247,6 +266,7 @@ def confusion_of_scene(
         truth: its label.
         part: what to count of it.
         config: how labels are drawn.
+        label: what to read in place of the label, such as a copy with an index.
 
     Returns:
         The counts, and whether a feature of the label meets the scene, if it has any.
@@ -261,7 +281,7 @@ def confusion_of_scene(
         ground = area if ground is None else shapely.intersection(ground, area)
     classes = len(store.class_names)
     total = np.zeros((classes, classes), np.int64)
-    with SceneLabel(str(truth.label), grid, rules, aoi=ground) as scene_label:
+    with SceneLabel(label or str(truth.label), grid, rules, aoi=ground) as scene_label:
         for block in blocks(scene.height, scene.width, store.block):
             place = shapely.box(block.col_off, block.row_off, block.col_stop, block.row_stop)
             if ground is not None and not shapely.intersects(ground, place):
@@ -283,7 +303,7 @@ def _area_of_interest(config: RunConfig, scene: PredictedScene, split: str, grid
             f"chips.aoi ({config.chips.aoi}) has an area for each split, and the scene belongs to none; give one "
             "without {split}, or compare it everywhere with --chips.aoi null"
         )
-    return read_aoi(str(aoi_path(config, split, scene.scene_id)), grid)
+    return read_aoi(str(aoi_path(config, split, scene.scene_id)), grid, config.chips.aoi_layer)
 
 
 def evaluation(

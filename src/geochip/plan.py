@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from geochip.config import ChipsConfig, RunConfig
+from geochip.config import ChipsConfig, LabelsConfig, RunConfig
 from geochip.sampling import candidates_of, places_of, wanted_of
 from geochip.scenes import Scene, scene_digest
 from geochip.windows import Window
@@ -253,13 +253,18 @@ def chips_depend_on(
         settings["data.alpha"] = data.alpha
     settings |= {f"labels.{name}": value for name, value in asdict(config.labels).items()}
     settings |= {f"chips.{name}": value for name, value in asdict(chips).items()}
-    # An overlap that is allowed changes no chip.
-    for name in ("store", "allow_overlap"):
+    # An overlap that is allowed changes no chip; what a layer holds is in the digests of areas of interest.
+    for name in ("store", "allow_overlap", "aoi_layer"):
         del settings[f"chips.{name}"]
+    # Stores that are older than these keys were made as they are by default.
+    for name in ("layer", "no_value"):
+        if getattr(config.labels, name) == getattr(LabelsConfig(), name):
+            del settings[f"labels.{name}"]
     # What the files hold is in the scenes' digests, and they may lie elsewhere.
     settings["chips.aoi"] = chips.aoi is not None
     if config.split.by == "blocks":
-        settings |= {f"split.{name}": value for name, value in asdict(config.split).items() if name != "scenes"}
+        of_others = ("scenes", "manifest_layer")
+        settings |= {f"split.{name}": value for name, value in asdict(config.split).items() if name not in of_others}
         # What auto has become, or what is asked for instead of what the store was made with.
         how = config.split.scenes if config.split.scenes != "auto" else "divided" if divided else "whole"
         if how == "divided":

@@ -6,7 +6,7 @@ The dataclasses below are the grammar: field names are the keys, the line under 
 
 from geochip.config._chips import ChipsConfig
 from geochip.config._cluster import ClusterConfig, SlurmJobConfig, memory_mib, walltime_seconds
-from geochip.config._data import RASTER_SUFFIXES, DataConfig, LabelsConfig, SplitConfig
+from geochip.config._data import NO_VALUE, RASTER_SUFFIXES, DataConfig, LabelsConfig, SplitConfig, is_number
 from geochip.config._rules import (
     IGNORE,
     PROBABILITY_STEPS,
@@ -22,6 +22,7 @@ from geochip.config._yaml import YamlError, read_yaml, write_yaml
 
 __all__ = [
     "IGNORE",
+    "NO_VALUE",
     "PROBABILITY_STEPS",
     "RASTER_SUFFIXES",
     "ChipsConfig",
@@ -40,6 +41,7 @@ __all__ = [
     "check_batch",
     "fits",
     "in_words",
+    "is_number",
     "memory_mib",
     "one_line",
     "read_yaml",

@@ -30,6 +30,8 @@ class ChipsConfig:
     aoi: str | None = None
     """Vector file of the area of interest: one for all scenes, or a template with {split} and {id}, relative to
     data.root. Outside of it labels are 255. null: everything."""
+    aoi_layer: str | None = None
+    """Layer of chips.aoi that holds the area; null: the only one with geometries, of a KML all folders."""
     aoi_within: bool = True
     """Windows must lie wholly inside the area of interest; false: they must touch it."""
     min_valid: float = 0.0

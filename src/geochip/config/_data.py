@@ -2,14 +2,17 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from geochip.config._rules import Rule, check, compose, path_rules, seed, within
+from geochip.config._rules import IGNORE, Rule, check, compose, path_rules, seed, within
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".img", ".png", ".jp2")
 """A label whose file ends so is a raster of class values; any other is read as a vector file."""
+NO_VALUE: dict[str, int | None] = {"ignore": IGNORE, "error": None}
+"""What labels.no_value may be besides a class, with the label value of features without a value."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class DataConfig:
     """Templates of more images on the same pixel grid, filled with the image's split and id; their bands follow the
     image's, and all become one data type."""
     label: str = "{split}/buildings_AOI_2_Vegas_img{id}.geojson"
-    """Template of the labels' paths, filled with the image's split and id: vector files, or rasters of class values."""
+    """Template of the labels' paths, filled with the image's split and id: vector files, or rasters of class values.
+    Without {id}: one vector file for all scenes, or one for each split, of which every scene has what lies on it."""
     splits: tuple[str, ...] = ("train", "val", "test")
     """Splits to look for; each becomes a group of the chip store."""
     bands: tuple[int, ...] | None = None
@@ -47,7 +51,8 @@ class DataConfig:
         check(
             *path_rules("data.root", self.root),
             *_template_rules("data.image", self.image),
-            *_template_rules("data.label", self.label),
+            (bool(self.label), "data.label", self.label, "must name a file"),
+            *_brace_rules("data.label", self.label),
             *(rule for template in self.stack for rule in _template_rules("data.stack", template)),
             (bool(self.splits), "data.splits", self.splits, "must name at least one split"),
             (len(set(self.splits)) == len(self.splits), "data.splits", self.splits, "must not name a split twice"),
@@ -89,11 +94,19 @@ class DataConfig:
         """Whether the labels are rasters of class values."""
         return Path(self.label).suffix.lower() in RASTER_SUFFIXES
 
+    @property
+    def shared_label(self) -> bool:
+        """Whether one label file is that of many scenes."""
+        return "{id}" not in self.label
+
 
 def _template_rules(key: str, template: str) -> list[Rule]:
+    return [("{id}" in template, key, template, "must contain {id}"), *_brace_rules(key, template)]
+
+
+def _brace_rules(key: str, template: str) -> list[Rule]:
     return [
         *path_rules(key, template),
-        ("{id}" in template, key, template, "must contain {id}"),
         (
             not re.search(r"\{(?!split\}|id\})", template),
             key,
@@ -107,13 +120,20 @@ def _template_rules(key: str, template: str) -> list[Rule]:
 class LabelsConfig:
     """How labels become class ids."""
 
+    layer: str | None = None
+    """Layer of the label files that holds the labels; null: the only one with geometries, of a KML all folders."""
     class_property: str | None = None
     """Property of a label's features that holds the class; null: every geometry is of the second class."""
     class_map: dict[str | int, str] | None = None
     """Class name for each value of class_property, or of a raster label's pixels: {residential: building, "2": road}.
-    null: the values are the class names; a raster's values are the class ids."""
-    ignore: tuple[str | int, ...] = ()
+    null: the values are the class names; a raster's values are the class ids. A value that stands here is that class
+    even where it is the raster's nodata value."""
+    ignore: tuple[str | int | float | bool | None, ...] = ()
     """Values of class_property, or of a raster label's pixels, whose pixels become 255 and count for nothing."""
+    no_value: str = "error"
+    """What features are that have no value of class_property (null, missing, not a number, or blank text): ignore:
+    their pixels become 255; error: their scene is set aside; or a class name: they are of that class. The same as null
+    in ignore or class_map."""
     priority: tuple[str, ...] = ()
     """Class names, the most important first: where geometries overlap, the more important one wins; classes that are
     not named come last. Among geometries of one class, and by default, the later one in the file wins."""
@@ -127,12 +147,14 @@ class LabelsConfig:
 
     def __post_init__(self) -> None:
         # YAML reads 10 as a number, a GeoJSON may hold it as either: values are compared as text.
-        object.__setattr__(self, "ignore", tuple(map(str, self.ignore)))
+        object.__setattr__(self, "ignore", tuple(map(_value_text, self.ignore)))
         if self.class_map is not None:
-            object.__setattr__(self, "class_map", {str(value): name for value, name in self.class_map.items()})
+            object.__setattr__(self, "class_map", _by_text(self.class_map))
         compose(self, "ignore", "class_map", "priority", "buffer")
+        ignore, class_map = self.ignore, self.class_map
         widths = self.buffer.values() if isinstance(self.buffer, dict) else [self.buffer]
-        both = sorted({str(value) for value in self.ignore} & {str(value) for value in self.class_map or {}})
+        both = sorted({*map(str, ignore)} & {*map(str, class_map or {})})
+        named_twice = self.no_value != "error" and "" in {*ignore, *(class_map or {})}
         check(
             (
                 all(0 <= width <= 1_000_000 for width in widths),
@@ -146,6 +168,13 @@ class LabelsConfig:
                 self.class_map,
                 "must map at least one value, or be null",
             ),
+            (
+                not named_twice,
+                "labels.no_value",
+                self.no_value,
+                "labels.ignore or labels.class_map says already what null, or empty text, is; leave one of them out",
+            ),
+            (self.layer != "", "labels.layer", self.layer, "must be the name of a layer, or null"),
             (not both, "labels.ignore", tuple(both), "also stands in labels.class_map; a value is one or the other"),
             (
                 len(set(self.priority)) == len(self.priority),
@@ -154,6 +183,47 @@ class LabelsConfig:
                 "must not name a class twice",
             ),
         )
+
+
+def _value_text(value: object) -> str:
+    """A value as text: true and false as JSON has them; null is like empty text, no value."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _by_text(class_map: Mapping[str | int, str]) -> dict[str | int, str]:
+    """The map with texts for keys.
+
+    Raises:
+        InputError: when two keys are one value and mean different classes: 1 and "1", or 1 and 1.0.
+    """
+    found: dict[str | int, str] = {}
+    seen: dict[str | float, tuple[object, str]] = {}
+    for key, name in class_map.items():
+        text = _value_text(key)
+        value = float(text) if is_number(text) else text
+        if value in seen and seen[value][1] != name:
+            first, other = seen[value]
+            check(
+                (
+                    False,
+                    "labels.class_map",
+                    {first: other, key: name},
+                    "both keys are one value, which is of one class; leave one of them out",
+                )
+            )
+        seen[value] = (key, name)
+        found[text] = name
+    return found
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number as it is written down, and no code such as 007 or 1e5."""
+    return re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?", text) is not None and len(text) < _LONGEST_NUMBER
+
+
+_LONGEST_NUMBER = 300
 
 
 @dataclass(frozen=True)
@@ -166,6 +236,8 @@ class SplitConfig:
     manifest: str | None = None
     """The table: CSV, GeoPackage or GeoParquet with a row a scene. Columns: the split's, and `scene_id` to fill the
     templates with (a plain name: it names files), or `image` (and `label`) with paths relative to data.root."""
+    manifest_layer: str | None = None
+    """Layer, or sheet, of the manifest that holds the table; null: the only one."""
     column: str = "split"
     """The manifest's column that names the split; scenes whose value is not among data.splits are left out."""
     fractions: dict[str, float] | None = None

@@ -6,7 +6,7 @@ from typing import Literal
 
 from geochip.config._chips import ChipsConfig
 from geochip.config._cluster import ClusterConfig
-from geochip.config._data import DataConfig, LabelsConfig, SplitConfig
+from geochip.config._data import NO_VALUE, DataConfig, LabelsConfig, SplitConfig
 from geochip.config._rules import Device, check, path_rules, seed, store_rules, within
 
 
@@ -208,6 +208,12 @@ class RunConfig:
                 f"must name the property that tells the {len(data.classes) - 1} classes of geometries apart",
             ),
             *((names <= set(data.classes), key, value, classes) for key, value, names in named),
+            (
+                labels.no_value in {*NO_VALUE, *data.classes},
+                "labels.no_value",
+                labels.no_value,
+                f"must be ignore, error or one of data.classes: {', '.join(data.classes)}",
+            ),
             *(
                 (
                     not data.raster_labels or getattr(labels, name) == getattr(LabelsConfig(), name),
@@ -215,7 +221,7 @@ class RunConfig:
                     getattr(labels, name),
                     f"is for geometries, but data.label ({data.label}) is a raster; leave it out",
                 )
-                for name in ("class_property", "priority", "buffer", "buffer_units", "all_touched")
+                for name in ("layer", "class_property", "no_value", "priority", "buffer", "buffer_units", "all_touched")
             ),
         )
 

@@ -40,6 +40,7 @@ def scenes(case: Case) -> list[Finding]:
         found.append(ok("splits", line))
     found += notices(what, list(notice_lines(plan.catalogue.scenes)))
     found += bad_scenes(plan, config.data.max_bad_scenes)
+    found += [warn("labels", doubt) for doubt in plan.doubts]
     found += [warn(what, text) for text in plan.catalogue.near]
     if left_out := [*plan.catalogue.unlabelled, *plan.catalogue.buffered]:
         found.append(warn(what, f"{len(left_out)} are left out: {left_out[0]}"))

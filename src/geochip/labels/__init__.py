@@ -4,7 +4,8 @@ from geochip.gdal import bound_cache
 from geochip.labels.classes import LabelRules
 from geochip.labels.errors import LabelError
 from geochip.labels.grid import Grid, label_crs
-from geochip.labels.index import indexed_label, remove_indexes
+from geochip.labels.index import indexed_label, indexed_labels, remove_indexes
+from geochip.labels.look import LabelLook, look_at_label
 from geochip.labels.placement import Miss, Placed, describe_miss, find_misses, listed
 from geochip.labels.scene_label import SceneLabel
 from geochip.labels.vector import read_aoi
@@ -14,6 +15,7 @@ bound_cache()
 __all__ = [
     "Grid",
     "LabelError",
+    "LabelLook",
     "LabelRules",
     "Miss",
     "Placed",
@@ -21,8 +23,10 @@ __all__ = [
     "describe_miss",
     "find_misses",
     "indexed_label",
+    "indexed_labels",
     "label_crs",
     "listed",
+    "look_at_label",
     "read_aoi",
     "remove_indexes",
 ]

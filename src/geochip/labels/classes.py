@@ -1,7 +1,9 @@
 """From what a label says to class ids: by name, by map, ignored, and which lies on top."""
 
 import contextlib
+import datetime
 import functools
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,9 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from geochip.config import IGNORE, LabelsConfig
+from geochip.config import IGNORE, NO_VALUE, LabelsConfig, is_number
 from geochip.labels.errors import LabelError
 from geochip.names import composed
+
+_TRUTHS = ("true", "false")
+# What YAML 1.1 reads as true or false when it is a key without quotes.
+_LIKE_TRUTHS = ("yes", "no", "on", "off", "y", "n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,26 +51,65 @@ class LabelRules:
         widths: npt.NDArray[np.float64] = table[values]
         return widths
 
-    def value_of(self, text: str) -> int | None:
-        """The class id of a feature's class as text, or 255 for one to ignore; None when it is no class."""
-        if text in self.labels.ignore:
-            return IGNORE
-        name = text if self.labels.class_map is None else self.labels.class_map.get(text)
-        return self._ids.get(name) if name is not None else None
+    def value_of(self, value: Any) -> int | None:
+        """The class id of a feature's value, or 255 for one to ignore; None when it is no class.
+
+        Texts are compared as they stand. A number is what a key says as a number: 1, 1.0 and "1" are one; true and
+        false may be written in any case.
+        """
+        text = as_text(value)
+        if text in self._ids:
+            return self._ids[text]
+        if text.lower() in _TRUTHS:
+            return self._ids.get(text.lower(), self._ids.get(text.capitalize()))
+        if isinstance(value, int | float | np.integer | np.floating):
+            return self._numbers.get(float(value))
+        return None
+
+    @property
+    def without_value(self) -> int | None:
+        """The class id of features without a value, or 255; None when they are an error."""
+        named = self.labels.no_value
+        if "" in self._ids:
+            return self._ids[""]
+        return NO_VALUE[named] if named in NO_VALUE else self._classes[named]
+
+    @functools.cached_property
+    def _classes(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.classes)}
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:
-        return {name: number for number, name in enumerate(self.classes)}
+        """The class id, or 255, of each value that the run file names."""
+        class_map = self.labels.class_map
+        named = {name: name for name in self.classes} if class_map is None else class_map
+        ids = {str(text): self._classes[name] for text, name in named.items()}
+        return ids | dict.fromkeys(map(str, self.labels.ignore), IGNORE)
+
+    @functools.cached_property
+    def _numbers(self) -> dict[float, int]:
+        return {float(text): number for text, number in self._ids.items() if is_number(text)}
 
 
 def as_text(value: Any) -> str:
-    """A value as a run file names it: 1.0 is "1", since one missing value makes floats of a column of integers.
+    """A value as a run file names it, in Unicode's normal form C, as the run file's values are.
 
-    In Unicode's normal form C, as the run file's values are.
+    1.0 is "1", since one missing value makes floats of a column of integers; true and false, lists and mappings are as
+    JSON has them; of dates and times the day alone where the time is midnight.
     """
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value)).lower()
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
+    if isinstance(value, np.ndarray | list | tuple | dict):
+        return composed(json.dumps(value, default=_for_json, ensure_ascii=False))
+    if isinstance(value, np.datetime64 | datetime.datetime):
+        return pd.Timestamp(value).isoformat().removesuffix("T00:00:00")
     return composed(str(value))
+
+
+def _for_json(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
 
 
 def class_ids(
@@ -72,9 +117,9 @@ def class_ids(
     column: npt.NDArray[Any] | None,
     columns: Iterable[str],
     drawn: npt.NDArray[np.int64],
-    numbers: npt.NDArray[np.int64],
+    numbers: npt.NDArray[np.int64] | None,
     rules: LabelRules,
-) -> npt.NDArray[np.uint8]:
+) -> tuple[npt.NDArray[np.uint8], int]:
     """The class id of each feature that is drawn.
 
     Args:
@@ -82,34 +127,69 @@ def class_ids(
         column: values of the class property, for all features; None when the file has none of that name.
         columns: the properties that it has instead.
         drawn: indexes of the features to look at.
-        numbers: each feature's number in the file, for errors.
+        numbers: each feature's number in the file, for errors; None: not known.
         rules: what the values mean.
 
+    Returns:
+        (drawn,) class ids, and how many of the features have no value: null, NaN, blank text or nothing at all.
+
     Raises:
-        LabelError: for a missing property, and for a value that is no class.
+        LabelError: for a value that is no class, and for a missing one unless labels.no_value says what it means.
     """
     name = rules.labels.class_property
     if name is None or not len(drawn):
-        return np.ones(len(drawn), np.uint8)
+        return np.ones(len(drawn), np.uint8), 0
+    default = rules.without_value
     if column is None:
-        raise LabelError(
-            f"label {path} has no property {name!r}, which labels.class_property asks for; it has "
-            f"{', '.join(columns) or 'none'}"
-        )
-    # A list, as GeoJSON allows for a property, is no value that can be compared: its text is.
-    cells = [str(cell) if isinstance(cell, (list, dict, np.ndarray)) else cell for cell in column[drawn]]
-    codes, values = pd.factorize(np.array(cells, dtype=object) if column.dtype == object else column[drawn])
-    ids = [rules.value_of(as_text(value)) for value in values]
-    known = np.array([number is not None for number in ids] + [False])
-    wrong = np.flatnonzero(~known[codes])
+        if default is None:
+            raise LabelError(
+                f"label {path} has no property {name!r}, which labels.class_property asks for; it has "
+                f"{', '.join(columns) or 'none'}: name one of them, or say with labels.no_value what features without "
+                "it are"
+            )
+        return np.full(len(drawn), default, np.uint8), len(drawn)
+    codes, values = _factorized(column[drawn])
+    ids = [rules.value_of(value) for value in values]
+    blank = [number is None and not as_text(value).strip() for number, value in zip(ids, values, strict=True)]
+    # The code of a missing value is -1: the last place.
+    lacking = np.array([*blank, True])[codes]
+    wrong = np.flatnonzero(np.array([number is None for number in ids] + [True])[codes] & ~lacking)
+    if default is None:
+        wrong = np.union1d(wrong, np.flatnonzero(lacking))
     if len(wrong):
-        code = codes[wrong[0]]
-        shown = "no value" if code < 0 else repr(as_text(values[code]))
-        raise LabelError(
-            f"label {path}: feature {numbers[drawn[wrong[0]]]} has {name} = {shown}, which is {_what_is_not(rules)}"
+        at, code = drawn[wrong[0]], codes[wrong[0]]
+        feature = "a feature" if numbers is None else f"feature {numbers[at]}"
+        raise LabelError(f"label {path}: {feature} {_fault(name, None if lacking[wrong[0]] else values[code], rules)}")
+    # Where nothing lacks a value the default is not used.
+    default = default or 0
+    table = np.array([*(default if number is None else number for number in ids), default], np.uint8)
+    return table[codes], int(lacking.sum())
+
+
+def _factorized(cells: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], list[Any]]:
+    """The place of each cell's value among the distinct ones, -1 for none; and those."""
+    if cells.dtype == object:
+        # A list, as GeoJSON allows for a property, cannot be compared: its text can. And 1 is not true.
+        plain = [
+            as_text(cell) if isinstance(cell, list | dict | tuple | np.ndarray | bool | np.bool_) else cell
+            for cell in cells
+        ]
+        cells = np.empty(len(plain), object)
+        cells[:] = plain
+    codes, values = pd.factorize(cells)
+    return np.asarray(codes), list(values)
+
+
+def _fault(name: str, value: Any, rules: LabelRules) -> str:
+    """What is wrong with a feature's value; None: it has none."""
+    if value is None:
+        return (
+            f"has no value of {name!r}; say with labels.no_value what such features are (ignore, or one of "
+            f"{', '.join(rules.classes)}), or mend the file"
         )
-    table = np.array(ids, np.uint8)
-    return table[codes]
+    text = as_text(value)
+    quotes = "; YAML takes it for true or false unless it stands in quotes" if text.lower() in _LIKE_TRUTHS else ""
+    return f"has {name} = {text!r}, which is {_what_is_not(rules)}{quotes}"
 
 
 def _what_is_not(rules: LabelRules) -> str:
@@ -141,6 +221,19 @@ def pixel_values(rules: LabelRules) -> dict[float, int]:
         found = {str(value): rules.classes.index(name) for value, name in class_map.items()}
     found |= {str(value): IGNORE for value in rules.labels.ignore}
     return {float(text): number for text, number in found.items() if _is_number(text)}
+
+
+def nodata_is_class(nodata: float, rules: LabelRules) -> tuple[int, bool] | None:
+    """Which class the nodata value of a raster label is, by the run file.
+
+    Returns:
+        The class id, and whether labels.class_map names the value, which then counts more than what the file declares;
+        None when it is no class.
+    """
+    number = pixel_values(rules).get(float(nodata))
+    if number is None or number == IGNORE:
+        return None
+    return number, rules.labels.class_map is not None
 
 
 def _is_number(text: str) -> bool:

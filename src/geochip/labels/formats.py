@@ -4,17 +4,12 @@ GDAL goes by what a file holds, whatever its name: a "label.geojson" may be a de
 machine, of a service on the network, or of a command to run.
 """
 
-import math
 import re
 from pathlib import Path
-from typing import Any
-
-import pyogrio
 
 from geochip.files import require_regular
 from geochip.labels.errors import LabelError
 from geochip.labels.geojson import document
-from geochip.names import for_ogr
 
 _DRIVERS = frozenset({
     "AIVector", "Arrow", "AVCBin", "AVCE00", "CSV", "DGN", "DXF", "EDIGEO", "ESRI Shapefile", "ESRIJSON", "FlatGeobuf",
@@ -29,38 +24,10 @@ _COMMAND = "gdal_streamed_alg"
 _HEAD_BYTES = 65_536
 
 
-def vector_info(path: str) -> dict[str, Any]:
-    """What GDAL says of a vector file, once it is known to be one that holds its features itself.
-
-    Args:
-        path: the file.
-
-    Returns:
-        As `pyogrio.read_info`.
-
-    Raises:
-        LabelError: when it describes data that lie elsewhere.
-        OSError, pyogrio.errors.DataSourceError: when it cannot be read.
-    """
-    require_features(path)
-    info: dict[str, Any] = pyogrio.read_info(for_ogr(path))
-    if info["driver"] not in _DRIVERS:
-        raise _elsewhere(path, f"GDAL reads it as {info['driver']}")
-    return info
-
-
-def vector_bounds(path: str) -> tuple[float, float, float, float] | None:
-    """Bounds of all features; None when there are none, or one with a coordinate that is no number.
-
-    Raises:
-        LabelError, OSError, pyogrio.errors.DataSourceError: when it cannot be read.
-    """
-    require_features(path)
-    found = pyogrio.read_info(for_ogr(path), force_total_bounds=True)["total_bounds"]
-    if found is None or not all(map(math.isfinite, found)):
-        return None
-    west, south, east, north = map(float, found)
-    return west, south, east, north
+def require_driver(path: str, driver: str) -> None:
+    """Raise `LabelError` when what GDAL reads a file as is no format that holds its features itself."""
+    if driver not in _DRIVERS:
+        raise _elsewhere(path, f"GDAL reads it as {driver}")
 
 
 def require_features(path: str) -> None:

@@ -17,20 +17,18 @@ import shapely
 from affine import Affine
 
 from geochip.labels.errors import LabelError
-from geochip.labels.formats import vector_bounds, vector_info
 from geochip.labels.geojson import LON_LAT, first_features
 from geochip.labels.grid import (
     Bounds,
     Grid,
     crs_name,
-    declared_crs,
     extent,
     is_geojson,
     is_raster,
     known_crs,
     whole_window,
 )
-from geochip.labels.vector import UNREADABLE
+from geochip.labels.source import UNREADABLE, VectorSource
 
 # In most data sets one of the first features meets its scene; of files up to so large they are looked at first.
 _FIRST = 20
@@ -51,6 +49,8 @@ class Placed:
     grid: Grid
     reach: float = 0.0
     """How far a feature is drawn beyond itself, in pixels."""
+    layer: str | None = None
+    """Layer of the file that is drawn; None: the only one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def find_misses(places: Mapping[K, Placed], *, what: str = "label") -> dict[K, M
         The misses, in the order of `places`. Files without features, rasters, files that cannot be read, and those that
         cannot be related to their scene are none: they are told where they are read.
     """
-    files = {path: _File(path) for path in dict.fromkeys(one.path for one in places.values()) if not is_raster(path)}
+    files = {one.path: _File(one.path, one.layer) for one in places.values() if not is_raster(one.path)}
     near: dict[K, bool | None] = {
         key: files[one.path].is_near(one) if one.path in files else None for key, one in places.items()
     }
@@ -104,7 +104,7 @@ def find_misses(places: Mapping[K, Placed], *, what: str = "label") -> dict[K, M
 def describe_miss(place: Placed, *, what: str = "label") -> str:
     """What to say of a scene that no feature met when they were drawn."""
     try:
-        return str(_File(place.path).miss(place, what))
+        return str(_File(place.path, place.layer).miss(place, what))
     except (*UNREADABLE, LabelError):
         return f"{what} {place.path}: none of its features meets the image {place.image}"
 
@@ -119,13 +119,17 @@ def listed(misses: Iterable[Miss | str]) -> str:
 class _File:
     """A vector file, of which as little is read as will do."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, layer: str | None) -> None:
+        self._path, self._layer = path, layer
+
+    @cached_property
+    def _source(self) -> VectorSource:
+        return VectorSource(self._path, self._layer, "layer")
 
     @cached_property
     def crs(self) -> str | None:
         """Its CRS, as a key."""
-        return declared_crs(self._path, None if is_geojson(self._path) else vector_info(self._path)["crs"])
+        return self._source.crs()
 
     @cached_property
     def _first(self) -> list[Bounds]:
@@ -136,7 +140,7 @@ class _File:
     @cached_property
     def bounds(self) -> Bounds | None:
         """Of all features; None when there are none, or one that is nowhere."""
-        return vector_bounds(self._path)
+        return self._source.bounds()
 
     def is_near(self, place: Placed) -> bool | None:
         """Whether features may meet the scene; None when there are none, or when it cannot be told."""

@@ -16,21 +16,114 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
 from geochip.config import IGNORE
-from geochip.labels.classes import LabelRules, pixel_values, unknown_pixel
+from geochip.files import NotRegularError, require_regular
+from geochip.labels.classes import LabelRules, nodata_is_class, pixel_values, unknown_pixel
 from geochip.labels.errors import LabelError, one_line
 from geochip.labels.grid import Grid, same_crs
 from geochip.windows import Window
 
 # How far the corners of two grids may lie apart that are called the same, in pixels.
 _SAME = 1e-3
+_PARTS_SHOWN = 3
 # A CRS that is named by a code, and not written out.
 _SHORT = 20
 # Pixels that are read at once for a window that is made smaller.
 _AT_ONCE = 2**24
 
 
+def open_raster(path: str) -> Any:
+    """Open a raster label for reading.
+
+    Raises:
+        LabelError: when it cannot be opened.
+    """
+    try:
+        require_regular(path)
+    except NotRegularError as error:
+        raise LabelError(f"label {path} could not be read ({error.strerror})") from None
+    except OSError as error:
+        raise LabelError(f"label {path} could not be read as a raster ({error.strerror}); mend or remove it") from None
+    try:
+        with warnings.catch_warnings():
+            # Scene and label without a georeference have the same one.
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            return rasterio.open(path)
+    except (RasterioError, OSError) as error:
+        raise LabelError(f"label {path} could not be read as a raster ({one_line(error)}); mend or remove it") from None
+
+
+def require_label_of(dataset: Any, path: str, grid: Grid) -> None:
+    """See that a raster can be the label of a scene.
+
+    Raises:
+        LabelError: for a file of several rasters, such as the pages of a TIFF, of which GDAL takes the first; for
+            several bands; for other pixels than the scene's.
+    """
+    if len(parts := dataset.subdatasets) > 1:
+        shown = ", ".join(parts[:_PARTS_SHOWN]) + (", ..." if len(parts) > _PARTS_SHOWN else "")
+        raise LabelError(
+            f"label {path} holds {len(parts)} rasters ({shown}), and a raster label must be one; write the one that is "
+            "meant into a file of its own (gdal_translate, with that name)"
+        )
+    if dataset.count != 1:
+        raise LabelError(
+            f"label {path} has {dataset.count} bands, and a raster label must have one; write the class values alone "
+            "into it (gdal_translate -b)"
+        )
+    found = Grid(
+        height=dataset.height,
+        width=dataset.width,
+        transform=dataset.transform,
+        # Without a geotransform a CRS says nothing.
+        crs=dataset.crs.to_string() if dataset.crs and dataset.transform != Affine.identity() else None,
+    )
+    _require_place(path, found, grid)
+    if not _same_pixels(found, grid):
+        raise LabelError(
+            f"label {path} does not have its image's pixels: it has {_described(found)}{_unused_points(dataset)}; the "
+            f"image has {_described(grid)}; resample it onto those (gdalwarp -r near -t_srs -te -ts)"
+        )
+
+
+def _require_place(path: str, found: Grid, grid: Grid) -> None:
+    """See that a label lies somewhere, where only that sets it apart from its image."""
+    a, b, c, d, e, f = tuple(grid.transform)[:6]
+    if found.transform != Affine.identity() or grid.crs is None or b or d:
+        return
+    if (found.height, found.width) == (grid.height, grid.width):
+        crs = grid.crs if len(grid.crs) < _SHORT else "CRS"
+        raise LabelError(
+            f"label {path} has no georeference, and its image has one: {_described(grid)}. If it was drawn on just "
+            f"these pixels, give it that (gdal_translate -a_srs {crs} -a_ullr {c:.15g} {f:.15g} "
+            f"{c + a * grid.width:.15g} {f + e * grid.height:.15g})"
+        )
+
+
+def masking(dataset: Any, rules: LabelRules) -> tuple[bool, bool]:
+    """What the mask of a raster label is worth.
+
+    A mask band says which pixels are none. A nodata value says it too, unless labels.class_map names the value.
+
+    Returns:
+        Whether masked pixels are 255; and whether they would be of a class if the file did not declare its value as
+        nodata.
+    """
+    flags = dataset.mask_flag_enums[0]
+    if MaskFlags.all_valid in flags:
+        return False, False
+    meant = nodata_is_class(dataset.nodata, rules) if MaskFlags.nodata in flags else None
+    if meant is None:
+        return True, False
+    _, named = meant
+    return not named, not named
+
+
 class RasterLabel:
     """Reads windows of a raster label. Use it as a context manager, in the thread that opened it.
+
+    Attributes:
+        pixels: how many pixels were read.
+        hidden: how many of them have the value of a class, and are 255 since the file declares it as nodata.
 
     Raises:
         LabelError: on entering, when the file cannot be read, has several bands or not the scene's pixels.
@@ -39,20 +132,15 @@ class RasterLabel:
     def __init__(self, path: str, grid: Grid, rules: LabelRules) -> None:
         self._path, self._grid, self._rules = path, grid, rules
         self._stack = contextlib.ExitStack()
+        self.pixels = self.hidden = 0
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack, warnings.catch_warnings():
-            # Scene and label without a georeference have the same one.
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            try:
-                self._dataset = stack.enter_context(rasterio.open(self._path))
-            except (RasterioError, OSError) as error:
-                raise LabelError(
-                    f"label {self._path} could not be read as a raster ({one_line(error)}); mend or remove it"
-                ) from None
-            self._check()
+        with contextlib.ExitStack() as stack:
+            self._dataset = stack.enter_context(open_raster(self._path))
+            require_label_of(self._dataset, self._path, self._grid)
             self._stack = stack.pop_all()
         self._ids = pixel_values(self._rules)
+        self._masked, self._hides_class = masking(self._dataset, self._rules)
         self._table = _table(np.dtype(self._dataset.dtypes[0]), self._ids)
         return self
 
@@ -60,42 +148,6 @@ class RasterLabel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
-
-    def _check(self) -> None:
-        dataset, grid = self._dataset, self._grid
-        if dataset.count != 1:
-            raise LabelError(
-                f"label {self._path} has {dataset.count} bands, and a raster label must have one; write the class "
-                "values alone into it (gdal_translate -b)"
-            )
-        found = Grid(
-            height=dataset.height,
-            width=dataset.width,
-            transform=dataset.transform,
-            # Without a geotransform a CRS says nothing.
-            crs=dataset.crs.to_string() if dataset.crs and dataset.transform != Affine.identity() else None,
-        )
-        self._require_place(found)
-        if not _same_pixels(found, grid):
-            raise LabelError(
-                f"label {self._path} does not have its image's pixels: it has {_described(found)}"
-                f"{_unused_points(dataset)}; the image has "
-                f"{_described(grid)}; resample it onto those (gdalwarp -r near -t_srs -te -ts)"
-            )
-
-    def _require_place(self, found: Grid) -> None:
-        """See that a label lies somewhere, where only that sets it apart from its image."""
-        grid = self._grid
-        a, b, c, d, e, f = tuple(grid.transform)[:6]
-        if found.transform != Affine.identity() or grid.crs is None or b or d:
-            return
-        if (found.height, found.width) == (grid.height, grid.width):
-            crs = grid.crs if len(grid.crs) < _SHORT else "CRS"
-            raise LabelError(
-                f"label {self._path} has no georeference, and its image has one: {_described(grid)}. If it was drawn "
-                f"on just these pixels, give it that (gdal_translate -a_srs {crs} -a_ullr {c:.15g} {f:.15g} "
-                f"{c + a * grid.width:.15g} {f + e * grid.height:.15g})"
-            )
 
     def draw(self, window: Window, size: int | None = None) -> npt.NDArray[np.uint8]:
         """Read a window that lies inside the scene.
@@ -129,13 +181,16 @@ class RasterLabel:
         try:
             values = self._dataset.read(1, window=place)
             valid = None
-            if MaskFlags.all_valid not in self._dataset.mask_flag_enums[0]:
+            if self._masked:
                 valid = self._dataset.read_masks(1, window=place) > 0
         except (RasterioError, OSError) as error:
             raise LabelError(
                 f"label {self._path} could not be read at rows {window.row_off} to {window.row_stop - 1}, columns "
                 f"{window.col_off} to {window.col_stop - 1} ({one_line(error)}); mend or remove it"
             ) from None
+        self.pixels += values.size
+        if valid is not None and self._hides_class:
+            self.hidden += int(values.size - np.count_nonzero(valid))
         if values.dtype.kind == "f":
             finite = np.isfinite(values)
             valid = finite if valid is None else valid & finite

@@ -35,6 +35,10 @@ class SceneLabel:
 
     Attributes:
         mended: number of features with an invalid polygon, which was mended, among those read.
+        unvalued: number of features without a value of labels.class_property, among those read.
+        read_pixels: pixels of a raster label that were read so far.
+        hidden_pixels: those of them that have the value of a class and are 255 all the same, since the file declares
+            that value as nodata and labels.class_map does not name it.
         missed: whether a vector file has features and none of them meets the scene.
 
     Raises:
@@ -44,6 +48,7 @@ class SceneLabel:
     """
 
     mended: int = 0
+    unvalued: int = 0
     missed: bool = False
 
     def __init__(
@@ -75,12 +80,22 @@ class SceneLabel:
             self._in_tiles = all_needed
         else:
             shapes = read_shapes(self._path, grid, self._rules, self._rectangles)
-            self.mended, self.missed = shapes.mended, shapes.missed
+            self.mended, self.unvalued, self.missed = shapes.mended, shapes.unvalued, shapes.missed
             self._source = Canvas(
                 shapes.geometries, shapes.values, y_up=self._y_up, all_touched=self._rules.labels.all_touched
             )
             self._in_tiles = True
         return self
+
+    @property
+    def read_pixels(self) -> int:
+        """Pixels of a raster label that were read."""
+        return self._source.pixels if isinstance(self._source, RasterLabel) else 0
+
+    @property
+    def hidden_pixels(self) -> int:
+        """Those of them that the file's nodata value takes from a class."""
+        return self._source.hidden if isinstance(self._source, RasterLabel) else 0
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

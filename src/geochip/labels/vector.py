@@ -2,55 +2,22 @@
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyogrio
-import pyogrio.errors
-import pyogrio.raw
 import shapely
-import shapely.errors
 
 from geochip.labels.classes import LabelRules, class_ids, drawing_order
 from geochip.labels.cyclic import Geometries, shown_in
-from geochip.labels.errors import LabelError, one_line
-from geochip.labels.formats import require_features, vector_info
-from geochip.labels.grid import (
-    Bounds,
-    Grid,
-    declared_crs,
-    extent,
-    ground_metres,
-    is_geojson,
-    scene_transform,
-    whole_window,
-)
-from geochip.names import composed, for_ogr
+from geochip.labels.errors import LabelError
+from geochip.labels.grid import Bounds, Grid, extent, ground_metres, scene_transform, whole_window
+from geochip.labels.source import Features, VectorSource, joined, reading
 from geochip.windows import Window
 
 # GEOS: Point 0, LineString 1, LinearRing 2, Polygon 3, MultiPoint 4, and after it the other collections.
 _POLYGON, _FIRST_COLLECTION = 3, 4
-
-# Smaller files are read whole: that is quicker than asking them where their features are.
-_FILTERED_BYTES = 2**20
-
-ORDER = "geochip_order"
-"""Column of an index (see `indexed_label`) that holds each feature's place in the file that it was made from."""
-INDEX_SUFFIX = ".fgb"
-"""FlatGeobuf, what an index is written as."""
-
-UNREADABLE = (
-    pyogrio.errors.DataSourceError,
-    pyogrio.errors.DataLayerError,
-    shapely.errors.ShapelyError,
-    OSError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +30,8 @@ class Shapes:
     """(n,) what each is drawn with."""
     mended: int
     """How many features held an invalid polygon, which was mended."""
+    unvalued: int
+    """How many features have no value of the class property."""
     missed: bool
     """Whether the file has features and none of them meets the scene."""
 
@@ -79,12 +48,18 @@ def read_shapes(path: str, grid: Grid, rules: LabelRules, rectangles: Sequence[W
         pixel = ground_metres(grid)
         # Not the shorter side of a pixel but the least stretch of any direction: a grid may be sheared.
         reach /= float(np.linalg.svd(pixel, compute_uv=False)[-1])
-    found = _read(path, rules.labels.class_property, lambda crs: _extents(grid, rectangles, crs, reach))
+    found = _read(
+        path,
+        rules.labels.class_property,
+        lambda crs: _extents(grid, rectangles, crs, reach),
+        layer=rules.labels.layer,
+        key="labels.layer",
+    )
     # Features without a geometry are drawn nowhere: nothing about them can be wrong.
     drawn = np.flatnonzero(~(shapely.is_missing(found.geometries) | shapely.is_empty(found.geometries)))
     geometries, owner = _simple_parts(found.geometries[drawn])
     geometries, owner = _in_pixels(path, geometries, owner, found, grid, reach)
-    values = class_ids(path, found.column, found.columns, drawn, found.numbers, rules)
+    values, unvalued = class_ids(path, found.column, found.columns, drawn, found.numbers, rules)
     geometries, owner, mended = _mended(geometries, owner)
     values = values[owner]
     geometries = _buffered(geometries, values, rules, pixel)
@@ -96,7 +71,7 @@ def read_shapes(path: str, grid: Grid, rules: LabelRules, rectangles: Sequence[W
         # Only what is near the windows was read: is anything elsewhere in the scene?
         plain = dataclasses.replace(rules, labels=dataclasses.replace(rules.labels, class_property=None))
         missed = read_shapes(path, grid, plain, [whole_window(grid)]).missed
-    return Shapes(geometries=geometries, values=values, mended=mended, missed=missed)
+    return Shapes(geometries=geometries, values=values, mended=mended, unvalued=unvalued, missed=missed)
 
 
 def _meets(geometries: Geometries, grid: Grid) -> bool:
@@ -106,17 +81,18 @@ def _meets(geometries: Geometries, grid: Grid) -> bool:
     return bool(shapely.intersects(geometries[near], shapely.box(0, 0, grid.width, grid.height)).any())
 
 
-def _has_features(found: "_Found", drawn: int) -> bool:
+def _has_features(found: Features, drawn: int) -> bool:
     """Whether a file holds any feature that could be drawn, read or not."""
     return drawn > 0 or (found.bounds is not None and bool(np.isfinite(found.bounds).all()))
 
 
-def read_aoi(path: str, grid: Grid) -> shapely.Geometry:
+def read_aoi(path: str, grid: Grid, layer: str | None = None) -> shapely.Geometry:
     """The area of interest of a scene: the union of a vector file's polygons.
 
     Args:
         path: a vector file that GDAL reads, in any CRS; lines and points in it are passed over.
         grid: the scene's.
+        layer: chips.aoi_layer.
 
     Returns:
         A valid geometry in pixel coordinates (x is the column, y the row), cut off at the scene's edge; empty where
@@ -126,14 +102,14 @@ def read_aoi(path: str, grid: Grid) -> shapely.Geometry:
         LabelError: when the file cannot be read, holds no polygon, or does not fit the scene's CRS.
     """
     try:
-        return _area(path, grid)
+        return _area(path, grid, layer)
     except LabelError as error:
         raise LabelError(f"chips.aoi: {str(error).removeprefix('label ')}") from None
 
 
-def _area(path: str, grid: Grid) -> shapely.Geometry:
+def _area(path: str, grid: Grid, layer: str | None) -> shapely.Geometry:
     """What `read_aoi` returns; its errors speak of a label."""
-    found = _read(path, None, lambda crs: extent(grid, whole_window(grid), crs, 0))
+    found = _read(path, None, lambda crs: extent(grid, whole_window(grid), crs, 0), layer=layer, key="chips.aoi_layer")
     parts, owner = _simple_parts(found.geometries[~shapely.is_missing(found.geometries)])
     polygons = shapely.get_type_id(parts) == _POLYGON
     parts, owner = parts[polygons], owner[polygons]
@@ -152,24 +128,6 @@ def _area(path: str, grid: Grid) -> shapely.Geometry:
     return shapely.intersection(shapely.union_all(parts), scene)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    """What a vector file holds."""
-
-    geometries: Geometries
-    column: npt.NDArray[Any] | None
-    """The values of the property that was asked for; None when there is none of that name."""
-    columns: tuple[str, ...]
-    """All properties, where the one that was asked for is not among them."""
-    numbers: npt.NDArray[np.int64]
-    """Each feature's number in the file, for errors."""
-    crs: str | None
-    filtered: bool = False
-    """Whether only some features were read."""
-    bounds: Bounds | None = None
-    """Of all features, where none of them lies near."""
-
-
 Areas = Callable[[str | None], list[Bounds] | None]
 """Where features are wanted, given the file's CRS; None: everywhere."""
 
@@ -185,84 +143,21 @@ def _extents(grid: Grid, rectangles: Sequence[Window], crs: str | None, reach: f
     return found
 
 
-def _read(path: str, column: str | None, areas: Areas) -> _Found:
+def _read(path: str, column: str | None, areas: Areas, *, layer: str | None, key: str) -> Features:
     """Read a vector file: whole when it is small, else the features within the areas."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            require_features(path)
-            of_gdal = None if is_geojson(path) else vector_info(path)["crs"]
-            if Path(path).stat().st_size < _FILTERED_BYTES:
-                return _read_within(path, column, None)
-            known = areas(declared_crs(path, of_gdal))
-            if known is None:
-                return _read_within(path, column, None)
-            if is_geojson(path):
-                # Each reading goes through the whole file.
-                low, high = np.min(known, axis=0), np.max(known, axis=0)
-                known = [(low[0], low[1], high[2], high[3])]
-            parts = [_read_within(path, column, one) for one in known]
-            found = parts[0] if len(parts) == 1 else _joined(parts)
-            if not len(found.geometries):
-                # None is near: whether coordinates are of the declared CRS at all, the others tell.
-                bounds = pyogrio.read_info(for_ogr(path), force_total_bounds=True)["total_bounds"]
-                found = dataclasses.replace(found, bounds=bounds)
-            return found
-    except FileNotFoundError as error:
-        raise LabelError(f"label {path} could not be read ({error.strerror})") from None
-    except UNREADABLE as error:
-        raise LabelError(
-            f"label {path} could not be read as a vector file ({one_line(error)}); mend or remove it"
-        ) from None
-
-
-def _read_within(path: str, column: str | None, bounds: Bounds | None) -> _Found:
-    column = _as_spelt(path, column)
-    wanted = [*([column] if column else []), *([ORDER] if Path(path).suffix == INDEX_SUFFIX else [])]
-    meta, fids, wkb, fields = pyogrio.raw.read(
-        for_ogr(path), columns=wanted, bbox=bounds, return_fids=bounds is not None
-    )
-    if wkb is None:
-        raise LabelError(f"label {path} holds no geometries; it must be a vector file such as GeoJSON")
-    geometries = shapely.from_wkb(wkb)
-    columns = dict(zip(meta["fields"].tolist(), fields, strict=True))
-    missing = column is not None and column not in columns
-    values = columns.get(column)
-    numbers = np.arange(len(geometries)) if fids is None else fids
-    if ORDER in columns or (bounds is not None and not is_geojson(path)):
-        # An index gives features in an order of its own; a GeoJSON's come as they stand, whatever their ids.
-        numbers = columns.get(ORDER, numbers)
-        places = np.argsort(numbers, kind="stable")
-        numbers, geometries = numbers[places], geometries[places]
-        values = None if values is None else values[places]
-    return _Found(
-        geometries=geometries,
-        column=values,
-        columns=tuple(name for name in pyogrio.read_info(for_ogr(path))["fields"] if name != ORDER) if missing else (),
-        numbers=numbers,
-        crs=declared_crs(path, meta["crs"]),
-        filtered=bounds is not None,
-    )
-
-
-def _as_spelt(path: str, column: str | None) -> str | None:
-    """A property's name as the file has it, which may be composed otherwise than the run file's."""
-    if column is None or column.isascii():
-        return column
-    names = pyogrio.read_info(for_ogr(path))["fields"].tolist()
-    return next((name for name in names if composed(name) == composed(column)), column)
-
-
-def _joined(parts: Sequence[_Found]) -> _Found:
-    """What was read in several areas, each feature once."""
-    numbers, first = np.unique(np.concatenate([part.numbers for part in parts]), return_index=True)
-    values = [part.column for part in parts if part.column is not None]
-    return dataclasses.replace(
-        parts[0],
-        geometries=np.concatenate([part.geometries for part in parts])[first],
-        column=np.concatenate(values)[first] if values else None,
-        numbers=numbers,
-    )
+    with reading(path):
+        source = VectorSource(path, layer, key)
+        known = areas(source.crs()) if source.filtered else None
+        if known is None:
+            return source.read(column, None)
+        if source.in_one_go:
+            low, high = np.min(known, axis=0), np.max(known, axis=0)
+            known = [(low[0], low[1], high[2], high[3])]
+        found = joined([source.read(column, one) for one in known])
+        if not len(found.geometries):
+            # None is near: whether coordinates are of the declared CRS at all, the others tell.
+            found = dataclasses.replace(found, bounds=source.bounds())
+        return found
 
 
 def _bounds(geometries: Geometries) -> Bounds:
@@ -271,7 +166,7 @@ def _bounds(geometries: Geometries) -> Bounds:
 
 
 def _in_pixels(
-    path: str, parts: Geometries, owner: npt.NDArray[np.int64], found: _Found, grid: Grid, reach: float
+    path: str, parts: Geometries, owner: npt.NDArray[np.int64], found: Features, grid: Grid, reach: float
 ) -> tuple[Geometries, npt.NDArray[np.int64]]:
     """Parts in pixel coordinates, without heights, wherever the scene shows them; and the owner of each."""
     to_scene = scene_transform(path, found.crs, grid, found.bounds or _bounds(parts))

@@ -17,7 +17,7 @@ from geochip.scenes.notices import Notice, notice_lines
 from geochip.scenes.reader import Scene, SceneError, SceneReader
 from geochip.scenes.regions import RECORD, PixelGrid, Squares
 from geochip.scenes.resample import resample
-from geochip.scenes.sources import aoi_path, label_path, labels_of_stranger
+from geochip.scenes.sources import aoi_path, label_path, labels_of_stranger, require_shared_label
 from geochip.scenes.table import catalogue_frame, corners
 
 bound_cache()
@@ -45,6 +45,7 @@ __all__ = [
     "recorded_squares",
     "refuse_overwriting",
     "refuse_read_later",
+    "require_shared_label",
     "resample",
     "scene_digest",
     "set_aside",

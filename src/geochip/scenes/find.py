@@ -26,6 +26,7 @@ from geochip.scenes.sources import (
     find_sources,
     label_path,
     misfit_of,
+    require_shared_label,
     source_of_file,
     undivided_sources,
 )
@@ -170,6 +171,7 @@ def _headers(sources: Iterable[Source], data: DataConfig) -> list[Scene | SetAsi
 
 def _without_label(config: RunConfig, item: Scene | Source) -> SetAside:
     path = label_path(config, item.split, item.scene_id)
+    require_shared_label(config, item.split, path)
     return SetAside(scene_id=item.scene_id, split=item.split, path=item.image, reason=f"there is no label file {path}")
 
 

@@ -29,6 +29,9 @@ SUPPORTED_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "floa
 # Of a pixel: grids that differ by less are the same.
 _GRID_TOLERANCE = 1e-3
 
+# Of the rasters in one file, in a message.
+_PARTS_SHOWN = 3
+
 # VRTs of VRTs that are followed.
 _NESTED = 4
 
@@ -128,6 +131,7 @@ def _header(path: str, option: str = "") -> _Header:
         with quiet_open(path) as dataset:
             if not dataset.count:
                 raise _MisfitError(f"{path} holds no band{_held_instead(dataset)}")
+            _require_one(dataset, path)
             if fault := fault_of_transform(dataset.transform):
                 raise _MisfitError(f"{path} has {fault}")
             return _Header(
@@ -148,6 +152,16 @@ def _header(path: str, option: str = "") -> _Header:
         raise _MisfitError(
             f"{path} is no raster that GDAL can read, such as a GeoTIFF ({gdal_reason(error)})"
         ) from None
+
+
+def _require_one(dataset: Any, path: str) -> None:
+    """Refuse a file of several rasters, such as the pages of a TIFF, of which GDAL takes the first."""
+    if len(parts := dataset.subdatasets) > 1:
+        some = ", ".join(parts[:_PARTS_SHOWN]) + (", ..." if len(parts) > _PARTS_SHOWN else "")
+        raise _MisfitError(
+            f"{path} holds {len(parts)} rasters ({some}), and an image must be one; write the one that is meant into "
+            "a file of its own (gdal_translate, with that name)"
+        )
 
 
 def _held_instead(dataset: Any) -> str:

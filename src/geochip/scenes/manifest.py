@@ -17,6 +17,7 @@ import pyogrio.errors
 from geochip.config import DataConfig, SplitConfig
 from geochip.errors import InputError
 from geochip.files import require_regular
+from geochip.layers import LayerError, chosen_layers
 from geochip.names import composed, fault_of_id, fault_of_path, for_ogr, shown
 from geochip.scenes.templates import filled, id_in
 
@@ -61,12 +62,14 @@ def read_manifest(data: DataConfig, split: SplitConfig) -> dict[tuple[str, str],
             "scenes"
         ) from None
     # A command asks for it once a scene.
-    return _read(str(path.absolute()), facts.st_mtime_ns, facts.st_size, data, split.column)
+    return _read(str(path.absolute()), facts.st_mtime_ns, facts.st_size, data, split.column, split.manifest_layer)
 
 
 @lru_cache(maxsize=4)
-def _read(path: str, mtime: int, size: int, data: DataConfig, column: str) -> dict[tuple[str, str], Entry]:
-    cells = _cells(path, column)
+def _read(
+    path: str, mtime: int, size: int, data: DataConfig, column: str, layer: str | None
+) -> dict[tuple[str, str], Entry]:
+    cells = _cells(path, column, layer)
     entries: dict[tuple[str, str], Entry] = {}
     known: dict[str, tuple[int, str]] = {}
     named_after_images = "scene_id" not in cells
@@ -129,14 +132,15 @@ def _entry(path: str, number: int, split: str, row: Mapping[str, str], data: Dat
     return Entry(scene_id=scene_id, split=split, image=image, label=label)
 
 
-def _cells(path: str, column: str) -> dict[str, list[str]]:
+def _cells(path: str, column: str, layer: str | None) -> dict[str, list[str]]:
     """The columns that count, as text.
 
     Raises:
         InputError: when the table cannot be read, or lacks what it needs.
     """
     try:
-        names = _columns(path)
+        number = _layer(path, layer)
+        names = _columns(path, number)
         shown_names = ", ".join(names) or "none"
         # What a table calls Größe may be composed otherwise than what a run file calls so.
         spelt = {composed(name): name for name in reversed(names)}
@@ -152,7 +156,9 @@ def _cells(path: str, column: str) -> dict[str, list[str]]:
             raise InputError(
                 f"split.manifest: {path} has several columns {doubled[0]!r}; rename all but the one that counts"
             )
-        table = _table(path, set(wanted.values()))
+        table = _table(path, set(wanted.values()), number)
+    except LayerError as error:
+        raise InputError(f"split.manifest: {path} {error}") from None
     except _UNREADABLE as error:
         raise InputError(
             f"split.manifest: {path} could not be read ({' '.join(str(error).split())}); it must be a table such as "
@@ -165,17 +171,32 @@ def _suffix(path: str) -> str:
     return Path(path).suffix.lower()
 
 
-def _columns(path: str) -> list[str]:
+def _layer(path: str, layer: str | None) -> int:
+    """The number of the layer, or the sheet, that is meant; 0 for a format that has none.
+
+    Raises:
+        InputError, LayerError: when it cannot be told.
+    """
+    if _suffix(path) != ".csv" and _suffix(path) not in _PARQUET:
+        return chosen_layers(path, layer, key="split.manifest_layer", tables=True)[0].index
+    if layer is not None:
+        raise InputError(
+            f"split.manifest_layer: {path} holds one table and no layers; set split.manifest_layer to null"
+        )
+    return 0
+
+
+def _columns(path: str, layer: int) -> list[str]:
     if _suffix(path) == ".csv":
         # Without a header, so that columns of one name keep it.
         for head in _csv(path, header=None, nrows=1):
             return [str(name).strip() for name in head.iloc[0]]
     if _suffix(path) in _PARQUET:
         return [str(name) for name in pq.read_schema(path).names]
-    return [str(name) for name in pyogrio.read_info(for_ogr(path))["fields"]]
+    return [str(name) for name in pyogrio.read_info(for_ogr(path), layer=layer)["fields"]]
 
 
-def _table(path: str, wanted: Collection[str]) -> pd.DataFrame:
+def _table(path: str, wanted: Collection[str], layer: int) -> pd.DataFrame:
     """Some columns of it: a catalogue may hold many more, which would fill the memory."""
     if _suffix(path) == ".csv":
         parts = [part.rename(columns=str.strip)[list(wanted)] for part in _csv(path)]
@@ -185,7 +206,7 @@ def _table(path: str, wanted: Collection[str]) -> pd.DataFrame:
         return pd.concat(parts, ignore_index=True)
     if _suffix(path) in _PARQUET:
         return pd.DataFrame(pq.read_table(path, columns=list(wanted)).to_pandas())
-    return pd.DataFrame(pyogrio.read_dataframe(for_ogr(path), columns=list(wanted), read_geometry=False))
+    return pd.DataFrame(pyogrio.read_dataframe(for_ogr(path), layer=layer, columns=list(wanted), read_geometry=False))
 
 
 def _csv(path: str, **how: Any) -> Iterator[pd.DataFrame]:

@@ -38,6 +38,22 @@ def label_path(config: RunConfig, split: str, scene_id: str) -> Path:
     return filled(config.data, config.data.label, split, scene_id)
 
 
+def require_shared_label(config: RunConfig, split: str, path: Path) -> None:
+    """Raise `InputError` when a label that is not there is the one of many scenes: they do not simply have none.
+
+    Args:
+        config: the run file.
+        split: of a scene.
+        path: of its label.
+    """
+    data = config.data
+    if data.shared_label and path == filled(data, data.label, split, "") and not path.exists():
+        raise InputError(
+            f"data.label: {path} is not there, the one label file of all scenes{f' of {split}' if split else ''}; "
+            "correct data.label or data.root, or write {id} into it where every scene has a file of its own"
+        )
+
+
 def aoi_path(config: RunConfig, split: str, scene_id: str) -> Path | None:
     """Where the area of interest of a scene is, whether there is one or not; absolute. None when none is configured."""
     return None if config.chips.aoi is None else filled(config.data, config.chips.aoi, split, scene_id)
