@@ -40,7 +40,7 @@ CASES = {
     "the default square is larger than the image": TOO_LARGE,
     "a square is smaller than a chip": ("blocks-no-room", "--split.block=7", "--chips.size=16"),
     "a square is a few pixels": ("blocks-no-room", "--split.block=0.6", "--chips.size=16"),
-    "metres taken for degrees": ("blocks-no-room", "--split.block=0.001", "--chips.size=16"),
+    "metres taken for degrees": ("blocks-no-room", "--split.block=0.01", "--chips.size=16"),
     "a chip as large as the image": ("blocks-no-room", "--split.block=100", "--chips.size=256"),
     "chips of many sizes": ("blocks-no-room", "--split.block=100", "--chips.size=64", "--chips.size_range=[64,290]"),
     "a buffer that leaves nothing": ("blocks-nothing-left", "--split.block=40", "--chips.size=16", "--split.buffer=150"),

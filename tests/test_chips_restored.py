@@ -11,7 +11,7 @@ from geochip.chipping import main
 from geochip.dataset import find_data
 from geochip.errors import run_command
 from geochip.run_file import parse_run_config
-from geochip.store import ChipStore, journal_path
+from geochip.store import ChipStore, chip_records, journal_path, read_journal
 from helpers import data_flags, tree_hash
 from told import told
 
@@ -165,7 +165,7 @@ def test_a_damaged_record_is_named_and_its_task_done_anew(run_dir, flags, capsys
     assert "1 of 3 shards are there already" in out
     assert run_command(main, [*flags, "--verify"]) == 0
     assert tree_hash(store) == before
-    assert len(lines_of(run_dir)) == 4
+    assert read_journal(journal_path(store), chip_records)[1].damaged == {}
 
 
 def test_a_record_of_other_chips_or_of_no_task_is_done_anew(run_dir, flags, capsys):
@@ -196,7 +196,6 @@ def test_a_record_of_other_chips_or_of_no_task_is_done_anew(run_dir, flags, caps
         lambda path: path.write_text(path.read_text().replace('"shard":', '"shard":-', 1)),
         pipe,
         nowhere,
-        lambda path: (path.unlink(), path.mkdir()),
     ],
 )
 def test_a_damaged_journal_is_named_and_its_remedy_remedies(run_dir, flags, capsys, spoil):
@@ -208,7 +207,7 @@ def test_a_damaged_journal_is_named_and_its_remedy_remedies(run_dir, flags, caps
         told("journal", capsys.readouterr().err)
     assert tree_hash(store) == before
     shutil.rmtree(store)
-    path.rmdir() if path.is_dir() else path.unlink()
+    path.unlink()
     assert run_command(main, flags) == 0
     assert tree_hash(store) == before
 

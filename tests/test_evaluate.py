@@ -222,7 +222,7 @@ def test_scenes_of_no_split_have_no_label(tmp_path, flags, predict, capsys):
     stranger = write_image(tmp_path / "town.tif", image(building((20, 20), (0, 10), (0, 5))))
     predict(stranger, tmp_path / "data" / "test" / "scene_1.tif")
     main(flags)
-    assert "left out: scene town: it belongs to no split, and so has no label" in capsys.readouterr().out
+    assert "left out: scene town: it belongs to no split, and there is no " in capsys.readouterr().out
     assert list(result(tmp_path)["per_scene"]) == ["1"]
 
 

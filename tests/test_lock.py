@@ -9,7 +9,8 @@ import pytest
 
 from geochip.errors import InputError, WorkError
 from geochip.store import StoreLock
-from geochip.store.lock import Holder
+from geochip.store.lock import Holder, _text
+from told import told
 
 HOLD = """
 import sys, time
@@ -278,3 +279,36 @@ def test_a_lock_that_cannot_be_made_is_told(tmp_path):
         InputError, match=r"^chips.store: the lock .*chips.zarr.lock cannot be made: No such file or directory; choose"
     ):
         StoreLock(tmp_path / "none" / "chips.zarr").acquire()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda path: path.symlink_to("nowhere"), "it is no regular file"),
+        (lambda path: path.symlink_to("/dev/null"), "it is no regular file"),
+        (lambda path: path.mkdir(), "it is no regular file"),
+        (os.mkfifo, "it is no regular file"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "it is not UTF-8"),
+        (lambda path: path.write_text("[]"), "Expected `object`"),
+        (lambda path: edit(path, pid="12"), "$.pid"),
+        (lambda path: edit(path, pid=-12), "$.pid"),
+        (lambda path: edit(path, pid=10**30), "$.pid"),
+        (lambda path: edit(path, host=7), "$.host"),
+        (lambda path: edit(path, started=None), "$.started"),
+    ],
+)  # fmt: skip
+def test_what_was_never_a_lock_is_named_at_once(store, spoil, fault):
+    path = store.with_name("chips.zarr.lock")
+    spoil(path)
+    with pytest.raises(InputError) as refused:
+        StoreLock(store).acquire()
+    told("lock", str(refused.value))
+    assert fault in str(refused.value)
+    path.rmdir() if path.is_dir() else path.unlink()
+    with StoreLock(store):
+        pass
+    assert list(store.parent.iterdir()) == []
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(_text(Holder.this_process())), **changes}) + "\n")

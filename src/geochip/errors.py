@@ -168,7 +168,7 @@ def _refused_by_system(error: Exception) -> str | None:
     if not isinstance(error, OSError) or error.errno is None:
         return None
     path = error.filename
-    if path is None and _stdout_is_broken():
+    if path is None and error.errno in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO) and _stdout_is_broken():
         path = "standard output"
         if error.errno == errno.EPIPE:
             return f"{path}: what reads it has ended; let it read to the end (or write to a file){again}"
@@ -185,7 +185,11 @@ def _stdout_is_broken() -> bool:
     """Whether standard output takes nothing any more; if so, what is still kept for it is dropped."""
     try:
         sys.stdout.flush()
-    except OSError:
+        # Without a buffer there may be nothing to flush.
+        os.write(sys.stdout.fileno(), b"\n")
+    except OSError as error:
+        if isinstance(error, io.UnsupportedOperation):
+            return False
         # Python flushes once more at its end, and would complain.
         with contextlib.suppress(OSError, ValueError):
             null = os.open(os.devnull, os.O_WRONLY)

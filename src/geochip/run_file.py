@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_dumper, set_loader, set_parsing_settings
 
-from geochip.config import RunConfig, YamlError, in_words, read_yaml, shown, type_faults
+from geochip.config import RunConfig, YamlError, in_words, read_yaml, shown, type_faults, write_yaml
 from geochip.errors import InputError
 from geochip.files import read_regular
 
@@ -83,6 +83,9 @@ def parse_command(
     config = parser.instantiate(namespace)
     whole = RunConfig(**{field.name: config[field.name] for field in fields(RunConfig)})
     if printing is not None:
+        if namespace.labels.class_map:
+            # Values are compared as text; what writes the comments takes no other keys.
+            namespace.labels.class_map = config.labels.class_map
         # Nulls too: without train.val_split: null, its default would be read.
         print(parser.dump(namespace, skip_unset=False, **printing), end="")
         raise SystemExit(0)
@@ -168,6 +171,7 @@ def _no_such_key(key: str) -> str:
 
 def _parser(prog: str, description: str) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_dumper("yaml", write_yaml)
     set_loader("geochip", _flag_value, exceptions=(YamlError,))
     parser = ArgumentParser(prog=prog, description=description, exit_on_error=False, parser_mode="geochip")
     parser.add_argument("--config", action="config", help="the run file (YAML); flags after it override its keys")

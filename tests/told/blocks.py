@@ -28,7 +28,7 @@ TOLD = {
         remedy="A smaller split.buffer, larger squares or smaller chips, as named.",
     ),
     "blocks-no-crs": Told(
-        message="split.by: blocks needs to know where each scene lies, and ... assign one (gdal_edit.py -a_srs), or ...",
+        message="split.by: blocks needs to know where each scene lies, and ...; assign one to the image (gdal_edit.py -a_srs), or ...",
         meaning="Squares of ground are measured in metres, and nothing relates the image to the ground.",
         remedy="A CRS (gdal_edit.py -a_srs, and -a_ullr for the corners); or an area of interest for each split, in the "
         "image's own coordinates.",

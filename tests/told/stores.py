@@ -44,4 +44,19 @@ TOLD: dict[str, Told] = {
         meaning="A GeoTIFF is gone, cannot be read, or holds other classes than the prediction store.",
         remedy="Remove it, unless you changed it on purpose, and run geochip.infer again.",
     ),
+    "scenes stay": Told(
+        message="... scene (...) of the store that this run does not have: what is predicted of them stays",
+        meaning="The prediction store has scenes that are not among those of this run.",
+        remedy="Nothing; to be rid of them, remove the store and its journal and predict anew.",
+    ),
+    "others lost": Told(
+        message="warning: blocks of ... are not predicted, or lost, and this run does not have them; run again with these scenes",
+        meaning="What is lost can only be predicted from the images, and this run does not name them.",
+        remedy="Run geochip.infer with these scenes too.",
+    ),
+    "lock": Told(
+        message="..., which should name the process that writes ..., is damaged (...); if no process writes it, remove that lock and run the same command again",
+        meaning="What stands at the lock's name was not written by geochip, or was edited.",
+        remedy="See that no process writes the store, and remove the lock.",
+    ),
 }

@@ -18,7 +18,7 @@ from geochip.config._rules import (
 )
 from geochip.config._run import InferConfig, ModelConfig, RunConfig, TrainConfig
 from geochip.config._values import fits, in_words, type_faults
-from geochip.config._yaml import YamlError, read_yaml
+from geochip.config._yaml import YamlError, read_yaml, write_yaml
 
 __all__ = [
     "IGNORE",
@@ -48,4 +48,5 @@ __all__ = [
     "shown",
     "type_faults",
     "walltime_seconds",
+    "write_yaml",
 ]

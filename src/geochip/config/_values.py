@@ -100,7 +100,7 @@ def _remedy(value: object, kind: Any) -> str:
         return "; numbers are finite"
     if any(type(one) is int and abs(one) >= _WHOLE for one in parts):
         return "; numbers have at most 18 digits"
-    # YAML makes a number of an account's name that is all digits, and true of on, yes and true.
+    # YAML makes a number of an account's name that is all digits, and true of true.
     texts = any(one is str for one in _parts_of_type(kind))
     if texts and any(isinstance(one, bool | int | float) for one in parts):
         return "; put it in quotes" if not isinstance(value, list | tuple | dict) else "; put names in quotes"

@@ -18,7 +18,7 @@ class YamlError(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, as YAML 1.2 reads numbers, with true and false also as yes, no, on and off."""
+    """Plain values only, as YAML 1.2 reads them."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping in which no key stands twice, of which YAML would keep the last without a word.
@@ -52,9 +52,10 @@ _Loader.yaml_constructors = {
     if tag is None or tag.rpartition(":")[2] in ("null", "bool", "float", "str", "seq", "map")
 }
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-# Unlike YAML 1.1, 12:00:00 is no number of seconds, 010 none of base 8, and a date is its text; and 1e3 is a number.
+# Unlike YAML 1.1, 12:00:00 is no number of seconds, 010 none of base 8, a date is its text, and so are yes, no, on and
+# off, which name classes too; and 1e3 is a number.
 for _tag, _pattern, _first in (
-    ("bool", r"yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF", "yYnNtTfFoO"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?(?:0|[1-9][0-9_]*)|0x[0-9a-fA-F]+", "-+0123456789"),
     (
         "float",
@@ -66,6 +67,21 @@ for _tag, _pattern, _first in (
     ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
 ):  # fmt: skip
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that some reader takes for a number, a time or a truth value."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_Loader.yaml_implicit_resolvers.get(first, [])]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}
+
+
+def write_yaml(value: Any) -> str:
+    """YAML that `read_yaml` reads back as the same."""
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def read_yaml(text: str | bytes) -> Any:

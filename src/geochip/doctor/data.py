@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from geochip.chip_prepare import Prepared, judge_overlap
 from geochip.chip_report import describe_squares, estimate
@@ -166,14 +166,12 @@ def pretrained_weights(case: Case) -> list[Finding]:
     """Whether this machine has the weights."""
     if (wanted := wanted_weights(case)) is None:
         return [ok("pretrained weights", "none are asked for")]
-    # A job is on a node that mostly has no network; so are those that cluster/ submits.
-    fetched = case.config.cluster.kind == "local" and not inside_a_job()
+    # A person trains here then. A job is on a node that mostly has no network; so are those that cluster/ submits.
+    fetched = case.config.cluster.kind in ("local", "address") and not inside_a_job()
     try:
         require_cached_weights(*wanted, fetched=fetched)
     except WeightsNotCachedError as error:
-        if fetched:
-            return [warn("pretrained weights", " ".join(str(error).split()))]
-        return [no_weights(case, str(error))]
+        return [no_weights(case, str(error), judge=warn if fetched else fail)]
     except InputError as error:
         return [no_weights(case, str(error))]
     return [ok("pretrained weights", f"{wanted[1]} of {wanted[0]} are in this machine's cache")]
@@ -198,10 +196,10 @@ def pretrained_weights_of_worker(case: Case, trouble: str | None, where: str) ->
     return [no_weights(case, f"{where.strip()}, which trains: {trouble}; {remedy}")]
 
 
-def no_weights(case: Case, text: str) -> Finding:
+def no_weights(case: Case, text: str, judge: Callable[[str, str], Finding] = fail) -> Finding:
     """The finding that weights are missing, which a finished model does without."""
     # One line: the command to run stands in the middle of it.
     text = " ".join(text.split())
     if (there := case.config.bundle_dir).exists():
         return warn("pretrained weights", f"{text} (not needed as long as {there} is used)")
-    return fail("pretrained weights", text)
+    return judge("pretrained weights", text)

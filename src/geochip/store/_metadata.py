@@ -152,17 +152,17 @@ def is_file(file: Path) -> bool:
 
 
 def make_way_for(file: Path) -> None:
-    """Remove what stands in the place of a file that is about to be written and is none, such as a named pipe.
+    """Remove what stands in the place of a block or shard that is about to be written.
 
-    tensorstore opens what is there before it replaces it, and would wait for ever.
+    tensorstore reads what is there, where a chunk hangs over the array's edge, before it replaces it: it would fail by
+    one that is damaged, and wait for ever for a named pipe. One that is not written after all counts as lost.
 
     Raises:
         WorkError: when it is a directory, whose content may be somebody's.
     """
-    if os.path.lexists(file) and not file.is_file():
-        if file.is_dir():
-            raise WorkError(f"{file} is a directory, where a file of the store belongs; move it away and run again")
-        file.unlink()
+    if file.is_dir() and not file.is_symlink():
+        raise WorkError(f"{file} is a directory, where a file of the store belongs; move it away and run again")
+    file.unlink(missing_ok=True)
 
 
 def _not_there(file: Path, error: OSError) -> str:

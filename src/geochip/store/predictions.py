@@ -464,7 +464,8 @@ def _create(path: Path, scenes: Sequence[PredictedScene], attributes: dict[str, 
     import zarr
 
     by_group: dict[str, list[PredictedScene]] = {}
-    for scene in scenes:
+    # By shape, whatever order they came in.
+    for scene in sorted(scenes, key=lambda scene: (scene.height, scene.width)):
         by_group.setdefault(scene.group, []).append(scene)
     index = {group: [scene.scene_id for scene in stack] for group, stack in by_group.items()}
     root = zarr.create_group(str(path), zarr_format=3, attributes={**attributes, "scenes": index})
