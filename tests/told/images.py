@@ -62,6 +62,11 @@ TOLD = {
         meaning="As above; the scene is set aside.",
         remedy="As above; or, if the zeros are meant, `--data.max_missing 1`.",
     ),
+    "unwritten labels": Told(
+        message="... with pixels that were never written, ... it declares no nodata value, and so they count as 0",
+        meaning="Blocks of a raster label hold nothing, and read as the class of 0.",
+        remedy="Write the label again; or `gdal_edit.py -a_nodata 255`, with which they count for nothing.",
+    ),
     "control points": Told(
         message="the image has ... and no geotransform, which is all that geochip uses: its chips, or predictions, have no CRS and no place on the map",
         meaning="Ground control points, RPCs or geolocation arrays say where the image lies, and its pixels are on no grid of a CRS.",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyproj
+from rasterio.enums import MaskFlags
 
 from geochip.labels.classes import LabelRules
 from geochip.labels.formats import require_features
@@ -25,6 +26,9 @@ class LabelLook:
     """The CRS that its features are in; None for a raster, and where there is neither."""
     hidden: float | None = None
     """The nodata value of a raster that is the value of a class too, and hides it; None when there is none such."""
+    bare_driver: str | None = None
+    """GDAL's name of the format of a raster that has neither a nodata value nor a mask: what was never written of it
+    counts. None for others."""
 
 
 def look_at_label(path: str, grid: Grid, rules: LabelRules) -> LabelLook:
@@ -42,7 +46,10 @@ def look_at_label(path: str, grid: Grid, rules: LabelRules) -> LabelLook:
     if is_raster(path):
         with open_raster(path) as dataset:
             require_label_of(dataset, path, grid)
-            return LabelLook(hidden=dataset.nodata if masking(dataset, rules)[1] else None)
+            return LabelLook(
+                hidden=dataset.nodata if masking(dataset, rules)[1] else None,
+                bare_driver=dataset.driver if MaskFlags.all_valid in dataset.mask_flag_enums[0] else None,
+            )
     with reading(path):
         declared = _declared_crs(path, rules.labels.layer)
         crs = None if declared is None else known_crs(declared)
