@@ -93,13 +93,7 @@ def test_what_is_left_out_has_the_default_that_the_message_names(tmp_path):
         ("data.classes", "ab", "data.classes: 'ab' is not allowed: must be a list of names"),
         ("chips.size_range", [1, 2, 3], "chips.size_range: [1, 2, 3] is not allowed: must be a list of two whole numbers or null"),
         ("labels.class_map", {"a": None}, "labels.class_map: {'a': None} is not allowed: must be a mapping such as {value: name} or null"),
-<<<<<<< HEAD
-        ("labels.class_map", {None: "building"}, "labels.class_map: {None: 'building'} is not allowed: must be a mapping such as {value: name} or null"),
-        ("labels.class_map", {False: "building"}, "labels.class_map: {False: 'building'} is not allowed: must be a mapping such as {value: name} or null; put names in quotes"),
         ("data.splits", [None], "data.splits: [None] is not allowed: must be a list of names"),
-=======
-        ("labels.ignore", [None], "labels.ignore: [None] is not allowed: must be a list of values"),
->>>>>>> v-accept2
         ("split.fractions", {"train": None}, "split.fractions: {'train': None} is not allowed: must be a mapping such as {name: number} or null"),
         ("train.seed", 10**30, f"train.seed: {10**30} is not allowed: must be a whole number; numbers have at most 18 digits"),
         ("data.root", "a\0b", "data.root: 'a\\x00b' is not allowed: must be text; a text must not hold a NUL character"),
