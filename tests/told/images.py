@@ -53,7 +53,7 @@ TOLD = {
         remedy="Where files differ in it: `gdal_translate -unscale -ot Float32` first.",
     ),
     "missing pixels": Told(
-        message="...% of its pixels were never written, as when the program that wrote it was killed; it declares no nodata value, and so they count as zeros",
+        message="...% of its pixels were never written, as when the program that wrote it was killed, or a mosaic has gaps; it declares no nodata value, and so they count as zeros",
         meaning="Blocks of the file hold nothing, or the files of a mosaic leave gaps.",
         remedy="Write the file again; or, if zeros are no data, `gdal_edit.py -a_nodata 0`.",
     ),
