@@ -60,7 +60,7 @@ KINDS = {
     "root gone": (ROOT, lambda path: path.unlink(), "zarr.json is not there"),
     "root a pipe": (ROOT, pipe, "it is a named pipe, not a regular file"),
     "root deep": (ROOT, lambda path: path.write_bytes(b"[" * 100_000), "zarr.json is damaged ("),
-    "no attributes": (ROOT, lambda path: edited(path, lambda d: d.pop("attributes")), "its attributes"),
+    "no attributes": (ROOT, lambda path: edited(path, lambda d: d.pop("attributes")), "the attributes in "),
     "classes a number": (
         ROOT, lambda path: edited(path, lambda d: d["attributes"].update(class_names=3)), "$.class_names"
     ),

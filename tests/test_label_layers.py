@@ -82,7 +82,12 @@ def test_tables_without_geometries_are_no_layers(tmp_path):
     pyogrio.write_dataframe(pd.DataFrame({"styleName": ["red"]}), path, layer="layer_styles", driver="GPKG")
     frame((10, 20, 8, 12)).to_file(path, layer="buildings", driver="GPKG")
     assert read_label(path, **SIZE).sum() == 96
-    assert "holds no geometries; it must be a vector file" in fault(path, layer="layer_styles")
+    text = fault(path, layer="layer_styles")
+    told("layer-without-geometries", text)
+    assert "in layer 'layer_styles', which labels.layer asks for; it has buildings: name one of them, or" in text
+    assert read_label(path, layer="buildings", **SIZE).sum() == 96
+    # Nor are they among those to choose from.
+    assert "it has buildings: name one of them" in fault(path, layer="houses")
 
 
 def test_a_folder_and_a_zip_of_shapefiles_are_containers_too(tmp_path):
@@ -213,6 +218,20 @@ def test_chipping_refuses_before_anything_is_written_and_then_follows(tmp_path, 
         main([*flags, "--labels.layer=extent"])
 
 
+def test_a_table_is_refused_before_anything_is_written(tmp_path):
+    write_scene(tmp_path / "data", "train", "1", transform=UTM)
+    label = two_layers(tmp_path / "data" / "train" / "label_1.gpkg")
+    pyogrio.write_dataframe(pd.DataFrame({"styleName": ["red"]}), label, layer="layer_styles", driver="GPKG")
+    flags = [
+        *data_flags(tmp_path / "data", "train"), "--data.label={split}/label_{id}.gpkg", "--chips.size=20",
+        f"--run_dir={tmp_path / 'run'}", "--labels.layer=layer_styles",
+    ]  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        main(flags)
+    told("layer-without-geometries", str(caught.value))
+    assert not (tmp_path / "run").exists()
+
+
 def test_files_of_several_rasters(tmp_path, dask_address):
     from geochip.scenes import SetAside
     from geochip.scenes.header import Source, describe
@@ -254,6 +273,20 @@ def test_a_vrt_of_vectors_is_not_followed(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.write(tmp_path / "a.geojson", "a.vrt")
     told("label-elsewhere", fault(tmp_path / "a.zip"))
+
+
+def test_a_gpx_has_the_layers_that_hold_something(tmp_path):
+    x, y = in_degrees(rectangle(10, 20, 1, 1)).centroid.coords[0]
+    head = '<gpx version="1.1" creator="x" xmlns="http://www.topografix.com/GPX/1/1">'
+    point = f'lat="{y:.12f}" lon="{x:.12f}"'
+    path = tmp_path / "a.gpx"
+    path.write_text(f"{head}<wpt {point}/></gpx>")
+    assert read_label(path, **SIZE).sum() == 1
+    path.write_text(f"{head}<wpt {point}/><trk><trkseg><trkpt {point}/><trkpt {point}/></trkseg></trk></gpx>")
+    assert "holds 3 layers, waypoints, tracks, track_points, and" in fault(path)
+    assert read_label(path, layer="waypoints", **SIZE).sum() == 1
+    path.write_text(f"{head}</gpx>")
+    assert not read_label(path, **SIZE).any()
 
 
 def test_layers_of_which_only_the_geometry_differs(tmp_path):

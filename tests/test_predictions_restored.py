@@ -102,7 +102,7 @@ KINDS = {
     "root empty": ("zarr.json", lambda path: path.write_bytes(b""), "zarr.json is damaged (it is empty)"),
     "root gone": ("zarr.json", lambda path: path.unlink(), "zarr.json is not there"),
     "root a pipe": ("zarr.json", pipe, "it is a named pipe"),
-    "no attributes": ("zarr.json", lambda path: edited(path, lambda d: d.pop("attributes")), "its attributes"),
+    "no attributes": ("zarr.json", lambda path: edited(path, lambda d: d.pop("attributes")), "the attributes in "),
     "block of text": ("zarr.json", lambda path: edited(path, lambda d: d["attributes"].update(block="50")), "$.block"),
     "other scenes": (
         "zarr.json", lambda path: edited(path, lambda d: d["attributes"]["scenes"]["90x70"].reverse()),

@@ -13,7 +13,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, set_dumper, set_loader, set_parsing_settings
 
-from geochip.config import RunConfig, YamlError, in_words, read_yaml, shown, type_faults, write_yaml
+from geochip.config import RunConfig, YamlError, by_text, in_words, read_yaml, shown, type_faults, write_yaml
 from geochip.errors import InputError
 from geochip.files import read_regular
 
@@ -140,6 +140,9 @@ def read_run_file(path: str) -> dict[str, Any]:
     faults = _unknown_keys(document, RunConfig) + type_faults(document, RunConfig)
     if faults:
         raise InputError("\n".join(faults))
+    if class_map := document.get("labels", {}).get("class_map"):
+        # As it is handed on, in JSON, null and "null" would be one key.
+        document["labels"]["class_map"] = by_text(class_map)
     return document
 
 

@@ -6,7 +6,7 @@ The dataclasses below are the grammar: field names are the keys, the line under 
 
 from geochip.config._chips import ChipsConfig
 from geochip.config._cluster import ClusterConfig, SlurmJobConfig, memory_mib, walltime_seconds
-from geochip.config._data import NO_VALUE, RASTER_SUFFIXES, DataConfig, LabelsConfig, SplitConfig, is_number
+from geochip.config._data import NO_VALUE, RASTER_SUFFIXES, DataConfig, LabelsConfig, SplitConfig, by_text, is_number
 from geochip.config._rules import (
     IGNORE,
     PROBABILITY_STEPS,
@@ -38,6 +38,7 @@ __all__ = [
     "TrainConfig",
     "YamlError",
     "available_cpus",
+    "by_text",
     "check_batch",
     "fits",
     "in_words",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from geochip.config._rules import IGNORE, Rule, check, compose, path_rules, seed, within
+from geochip.config._rules import IGNORE, Rule, Value, check, compose, path_rules, seed, within
 
 RASTER_SUFFIXES = (".tif", ".tiff", ".vrt", ".img", ".png", ".jp2")
 """A label whose file ends so is a raster of class values; any other is read as a vector file."""
@@ -51,7 +51,6 @@ class DataConfig:
         check(
             *path_rules("data.root", self.root),
             *_template_rules("data.image", self.image),
-            (bool(self.label), "data.label", self.label, "must name a file"),
             *_brace_rules("data.label", self.label),
             *(rule for template in self.stack for rule in _template_rules("data.stack", template)),
             (bool(self.splits), "data.splits", self.splits, "must name at least one split"),
@@ -124,11 +123,11 @@ class LabelsConfig:
     """Layer of the label files that holds the labels; null: the only one with geometries, of a KML all folders."""
     class_property: str | None = None
     """Property of a label's features that holds the class; null: every geometry is of the second class."""
-    class_map: dict[str | int, str] | None = None
+    class_map: dict[Value, str] | None = None
     """Class name for each value of class_property, or of a raster label's pixels: {residential: building, "2": road}.
     null: the values are the class names; a raster's values are the class ids. A value that stands here is that class
     even where it is the raster's nodata value."""
-    ignore: tuple[str | int | float | bool | None, ...] = ()
+    ignore: tuple[Value, ...] = ()
     """Values of class_property, or of a raster label's pixels, whose pixels become 255 and count for nothing."""
     no_value: str = "error"
     """What features are that have no value of class_property (null, missing, not a number, or blank text): ignore:
@@ -149,7 +148,7 @@ class LabelsConfig:
         # YAML reads 10 as a number, a GeoJSON may hold it as either: values are compared as text.
         object.__setattr__(self, "ignore", tuple(map(_value_text, self.ignore)))
         if self.class_map is not None:
-            object.__setattr__(self, "class_map", _by_text(self.class_map))
+            object.__setattr__(self, "class_map", by_text(self.class_map))
         compose(self, "ignore", "class_map", "priority", "buffer")
         ignore, class_map = self.ignore, self.class_map
         widths = self.buffer.values() if isinstance(self.buffer, dict) else [self.buffer]
@@ -174,7 +173,6 @@ class LabelsConfig:
                 self.no_value,
                 "labels.ignore or labels.class_map says already what null, or empty text, is; leave one of them out",
             ),
-            (self.layer != "", "labels.layer", self.layer, "must be the name of a layer, or null"),
             (not both, "labels.ignore", tuple(both), "also stands in labels.class_map; a value is one or the other"),
             (
                 len(set(self.priority)) == len(self.priority),
@@ -192,13 +190,13 @@ def _value_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _by_text(class_map: Mapping[str | int, str]) -> dict[str | int, str]:
+def by_text(class_map: Mapping[Value, str]) -> dict[Value, str]:
     """The map with texts for keys.
 
     Raises:
         InputError: when two keys are one value and mean different classes: 1 and "1", or 1 and 1.0.
     """
-    found: dict[str | int, str] = {}
+    found: dict[Value, str] = {}
     seen: dict[str | float, tuple[object, str]] = {}
     for key, name in class_map.items():
         text = _value_text(key)

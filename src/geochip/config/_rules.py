@@ -8,6 +8,8 @@ from geochip.errors import InputError
 from geochip.names import composed, fault_of_path, fault_of_store
 
 Device = Literal["auto", "cpu", "cuda"]
+Value = str | int | float | bool | None
+"""What a feature's attribute, or a pixel of a label raster, may be."""
 
 IGNORE = 255
 """Label and prediction value of pixels that count for nothing: nodata, or outside the scene."""

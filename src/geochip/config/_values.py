@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from geochip.config._rules import shown
+from geochip.config._rules import Value, shown
 
 _WHOLE = 2**63
 """Whole numbers stay below: what reads them, NumPy, PyTorch or GDAL, keeps them in 64 bits."""
@@ -126,8 +126,8 @@ def _parts_of_type(kind: Any) -> Iterator[Any]:
 _WORDS: dict[Any, str] = {
     int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null",
     tuple[int, ...]: "a list of whole numbers", tuple[str, ...]: "a list of names",
-    tuple[int, int]: "a list of two whole numbers", tuple[str | int, ...]: "a list of values",
-    dict[str, float]: "a mapping such as {name: number}", dict[str | int, str]: "a mapping such as {value: name}",
+    tuple[int, int]: "a list of two whole numbers", tuple[Value, ...]: "a list of values",
+    dict[str, float]: "a mapping such as {name: number}", dict[Value, str]: "a mapping such as {value: name}",
 }  # fmt: skip
 
 

@@ -225,5 +225,5 @@ def read_root(store: Path, kind: type, marks: str, remedy: str) -> dict[str, Any
     version = attributes.get("format_version")
     if type(version) is not int or version == FORMAT_VERSION:
         # One of another version may hold anything.
-        as_document(attributes, kind, f"{file}: its attributes", remedy)
+        as_document(attributes, kind, f"the attributes in {file}", remedy)
     return attributes
