@@ -247,8 +247,11 @@ def test_a_damaged_record_is_named_and_its_block_done_anew(run_dir, flags, capsy
 
 @pytest.mark.parametrize(
     "change",
-    [{"height": 10**9}, {"width": 10**9, "height": 10**9}, {"transform": [1, 0, 5, 0, -1, 5]}, {"crs": "EPSG:32632"}],
-)
+    [
+        {"height": 10**9}, {"width": 10**9, "height": 10**9}, {"transform": [1, 0, 5, 0, -1, 5]}, {"crs": "EPSG:32632"},
+        {"split": "elsewhere"},
+    ],
+)  # fmt: skip
 def test_a_journal_with_another_grid_of_a_scene_is_told(run_dir, flags, capsys, change):
     """Believed, the first would have asked for millions of blocks."""
     store = run_dir / "predictions.zarr"
@@ -257,6 +260,8 @@ def test_a_journal_with_another_grid_of_a_scene_is_told(run_dir, flags, capsys, 
     document = json.loads(header)
     document["grids"][0] |= change
     path.write_text("".join([json.dumps(document) + "\n", *others]))
+    assert run_command(main, [*flags, "--verify"]) == 1
+    assert "geochip.infer again, which writes it anew" in capsys.readouterr().err
     assert run_command(main, flags) == 2
     text = capsys.readouterr().err
     told("journal", text)
@@ -265,6 +270,19 @@ def test_a_journal_with_another_grid_of_a_scene_is_told(run_dir, flags, capsys, 
     shutil.rmtree(store)
     assert run_command(main, flags) == 0
     assert tree_hash(store) == before
+
+
+@pytest.mark.parametrize("name", ["../../x", "other"])
+def test_a_journal_that_lists_a_scene_of_no_image_is_told(run_dir, flags, capsys, name):
+    path = journal_path(run_dir / "predictions.zarr")
+    header, *others = path.read_text().splitlines(keepends=True)
+    document = json.loads(header)
+    document["grids"][0]["scene_id"] = name
+    path.write_text("".join([json.dumps(document) + "\n", *others]))
+    assert run_command(main, flags) == 2
+    text = capsys.readouterr().err
+    told("journal", text)
+    assert "`grids` and `scenes` are not of the same scenes" in text
 
 
 def test_open_scene_opens_nothing_of_other_shapes(run_dir, monkeypatch):

@@ -26,9 +26,6 @@ from geochip.windows import blocks
 
 _SHOWN = 5
 
-Digests = Mapping[str, Mapping[str, str]]
-"""Of each scene by its id; see `scene_digest`."""
-
 
 def header_of(plan: InferPlan, store: Path) -> dict[str, Any]:
     """The header of the store's journal: what it will hold when this run has ended.
@@ -40,28 +37,28 @@ def header_of(plan: InferPlan, store: Path) -> dict[str, Any]:
     # A journal of an older geochip does not say in which order its scenes are stacked: the store does.
     held = grids_of_header(known) if "grids" in known else _grids_of(store, known)
     grids = grids_of(plan)
-    _require_same_grids(held, grids, known["scenes"], scenes, store)
-    names = {grid.scene_id for grid in held}
-    new = [grid for grid in grids if grid.scene_id not in names]
+    unchanged = [
+        grid
+        for grid in grids
+        if known["scenes"].get(grid.scene_id, {}).get("header") == scenes[grid.scene_id]["header"]
+    ]
+    by_id = {grid.scene_id: grid for grid in held}
+    # A scene that squares divide has the split that this run is asked for.
+    _require_listed(unchanged, by_id, store, any_split=plan.squares is not None)
+    new = [grid for grid in grids if grid.scene_id not in by_id]
     return make_header(settings, {**known["scenes"], **scenes}, grids=[asdict(grid) for grid in (*held, *new)])
 
 
-def _require_same_grids(
-    held: Sequence[SceneGrid], grids: Sequence[SceneGrid], known: Digests, now: Digests, store: Path
-) -> None:
-    """See that a store lists scenes of this run as they are, where their images are those that it was made from.
+def _require_listed(grids: Sequence[SceneGrid], held: Mapping[str, SceneGrid], store: Path, *, any_split: bool) -> None:
+    """See that a store lists scenes of this run as they are, whose images are those that it was made from.
 
     Raises:
         DamagedError: when it does not; it could be the size that memory or a whole day is asked for.
     """
-    mine = {grid.scene_id: grid for grid in grids}
-    for grid in held:
-        name = grid.scene_id
-        if name not in mine or known.get(name, {}).get("header") != now[name]["header"]:
-            continue
-        # A scene that squares divide has the split that this run is asked for.
-        if replace(grid, split="") != replace(mine[name], split=""):
-            raise damaged_header(store, f"its grid of scene {name} is not that of the image")
+    for grid in grids:
+        there = held.get(grid.scene_id)
+        if there is not None and grid != (replace(there, split=grid.split) if any_split else there):
+            raise damaged_header(store, f"its grid of scene {grid.scene_id} is not that of the image")
 
 
 def _grids_of(store: Path, known: dict[str, Any]) -> list[SceneGrid]:

@@ -76,6 +76,11 @@ class Header:
         names = [grid.scene_id for grid in self.grids]
         if len(set(names)) < len(names):
             raise ValueError("a scene stands twice in `grids`")
+        # A journal of an older geochip has none.
+        if names and set(names) != set(self.scenes):
+            raise ValueError(
+                f"`grids` and `scenes` are not of the same scenes: {sorted(set(names) ^ set(self.scenes))[0]!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
