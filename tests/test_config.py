@@ -130,10 +130,10 @@ def test_wrong_keys_and_types_are_named_in_one_line(tmp_path, text, line):
             "--data.label={id}_{name}.geojson",
             "data.label: '{id}_{name}.geojson' is not allowed: only {split} and {id} can be filled in, there is another opening brace",
         ),
-        ("--data.label=", "data.label: '' is not allowed: must name a file"),
+        ("--data.label=", "data.label: '' is not allowed: must not be empty"),
         ("--labels.no_value=road", "labels.no_value: 'road' is not allowed: must be ignore, error or one of data.classes: background, building"),
         ("--labels.no_value=ignore --labels.ignore=['']", "labels.no_value: 'ignore' is not allowed: labels.ignore or labels.class_map says already what null, or empty text, is; leave one of them out"),
-        ("--labels.layer=", "labels.layer: '' is not allowed: must be the name of a layer, or null"),
+        ("--labels.layer=", "labels.layer: '' is not allowed: must not be empty; null says that there is none"),
         ("--data.label={id}.tif --labels.layer=a", "labels.layer: 'a' is not allowed: is for geometries, but data.label ({id}.tif) is a raster; leave it out"),
         ("--labels.class_map={1: building, '1.0': background}", "labels.class_map: {1: 'building', '1.0': 'background'} is not allowed: both keys are one value, which is of one class; leave one of them out"),
         (

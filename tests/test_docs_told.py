@@ -15,6 +15,7 @@ def test_the_table_is_the_one_that_the_tests_make(page):
 
 
 def test_each_row_has_a_test_that_sees_its_message():
-    text = "".join(path.read_text() for path in Path(__file__).parent.rglob("test_*.py"))
-    seen = set(re.findall(r"\btold\(\s*\"([\w-]+)\"", text))
-    assert seen == set(entries())
+    """Its key stands in a file of tests that asserts by `told`, which fails where the message is another one."""
+    texts = [path.read_text() for path in Path(__file__).parent.rglob("test_*.py")]
+    asserted = "".join(text for text in texts if re.search(r"\btold\(", text))
+    assert [key for key in entries() if f'"{key}"' not in asserted] == []

@@ -256,6 +256,20 @@ def test_a_vrt_of_vectors_is_not_followed(tmp_path):
     told("label-elsewhere", fault(tmp_path / "a.zip"))
 
 
+def test_a_gpx_has_the_layers_that_hold_something(tmp_path):
+    x, y = in_degrees(rectangle(10, 20, 1, 1)).centroid.coords[0]
+    head = '<gpx version="1.1" creator="x" xmlns="http://www.topografix.com/GPX/1/1">'
+    point = f'lat="{y:.12f}" lon="{x:.12f}"'
+    path = tmp_path / "a.gpx"
+    path.write_text(f"{head}<wpt {point}/></gpx>")
+    assert read_label(path, **SIZE).sum() == 1
+    path.write_text(f"{head}<wpt {point}/><trk><trkseg><trkpt {point}/><trkpt {point}/></trkseg></trk></gpx>")
+    assert "holds 3 layers, waypoints, tracks, track_points, and" in fault(path)
+    assert read_label(path, layer="waypoints", **SIZE).sum() == 1
+    path.write_text(f"{head}</gpx>")
+    assert not read_label(path, **SIZE).any()
+
+
 def test_layers_of_which_only_the_geometry_differs(tmp_path):
     shapes = [rectangle(10, 20, 8, 12), rectangle(0, 0, 4, 4).centroid]
     features = [{"type": "Feature", "properties": {}, "geometry": mapping(shape)} for shape in shapes]

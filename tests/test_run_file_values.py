@@ -93,7 +93,7 @@ def test_what_is_left_out_has_the_default_that_the_message_names(tmp_path):
         ("data.classes", "ab", "data.classes: 'ab' is not allowed: must be a list of names"),
         ("chips.size_range", [1, 2, 3], "chips.size_range: [1, 2, 3] is not allowed: must be a list of two whole numbers or null"),
         ("labels.class_map", {"a": None}, "labels.class_map: {'a': None} is not allowed: must be a mapping such as {value: name} or null"),
-        ("labels.ignore", [None], "labels.ignore: [None] is not allowed: must be a list of values"),
+        ("data.splits", [None], "data.splits: [None] is not allowed: must be a list of names"),
         ("split.fractions", {"train": None}, "split.fractions: {'train': None} is not allowed: must be a mapping such as {name: number} or null"),
         ("train.seed", 10**30, f"train.seed: {10**30} is not allowed: must be a whole number; numbers have at most 18 digits"),
         ("data.root", "a\0b", "data.root: 'a\\x00b' is not allowed: must be text; a text must not hold a NUL character"),
@@ -191,7 +191,7 @@ def test_text_that_looks_like_something_else_is_taken_as_its_quotes_say(tmp_path
     assert config.labels.class_map == {"010": "building", "7": "building"}
     assert config.labels.ignore == ("no", "", "5")
     assert config.data.root == "5"
-    told("quotes", error_of(f"--config={written(tmp_path, 'labels: {ignore: [true]}')}").replace("names", "it"))
+    told("quotes", error_of(f"--config={written(tmp_path, 'data: {root: true}')}"))
 
 
 @pytest.mark.parametrize(

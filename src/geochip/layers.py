@@ -6,6 +6,7 @@ geometries; of several without a key none is.
 
 import functools
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -25,10 +26,12 @@ UNREADABLE = (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSE
 FOLDERS = (".kml", ".kmz")
 """Formats whose layers are folders for a reader's eye: all of them together are what the author drew."""
 
+# Formats that declare all of their layers whatever they hold.
+_DECLARES_ALL = (".gpx",)
 # Files of a shapefile that GDAL opens beside it.
 _BESIDE_SHP = (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx")
-# Formats that name other files and services to read instead, whatever the file itself is called.
-_POINTERS = (b"<OGRVRT", b"gdal_streamed_alg")
+# GDAL's own descriptions of other files and services to read instead, whatever the file itself is called.
+_POINTER = re.compile(rb"<OGR\w*DataSource")
 _POINTER_DRIVERS = ("OGR_VRT", "GDALG")
 _HEAD_BYTES = 4096
 _SHOWN = 12
@@ -77,7 +80,7 @@ def require_vector(path: str) -> None:
                 require_regular(beside)
     with where.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    if any(mark in head for mark in _POINTERS):
+    if _POINTER.search(head):
         raise _points_elsewhere()
 
 
@@ -159,11 +162,17 @@ def chosen_layers(path: str, named: str | None, *, key: str, tables: bool = Fals
             )
         return meant
     wanted = [layer for layer in layers if tables or layer.spatial] or list(layers)
+    if len(wanted) > 1 and Path(path).suffix.lower() in _DECLARES_ALL:
+        wanted = [layer for layer in wanted if _holds_features(path, layer)] or wanted[:1]
     if len(wanted) > 1 and Path(path).suffix.lower() not in FOLDERS:
         raise LayerError(
             f"holds {len(wanted)} layers, {_listed(wanted)}, and nothing says which is meant; name it with {key}"
         )
     return tuple(wanted)
+
+
+def _holds_features(path: str, layer: Layer) -> bool:
+    return bool(pyogrio.read_info(for_ogr(path), layer=layer.index, force_feature_count=True)["features"])
 
 
 def _listed(layers: Sequence[Layer]) -> str:

@@ -17,9 +17,13 @@ def table(page: str) -> str:
     rows = sorted(((one.topic, key, one) for key, one in entries().items() if one.page == page), key=lambda row: row[0])
     parts = []
     for topic, group in groupby(rows, key=lambda row: row[0]):
-        cells = [f"| `{one.message}` | {one.meaning} | {one.remedy} |" for _, _, one in group]
+        cells = [f"| `{one.message}` | {_sentence(one.meaning)} | {_sentence(one.remedy)} |" for _, _, one in group]
         parts.append("\n".join([f"### {topic}", "", "| Message | Meaning | What to do |", "|---|---|---|", *cells]))
     return "\n\n".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:].rstrip('.')}."
 
 
 def page_with_table(page: str) -> str:

@@ -82,11 +82,6 @@ TOLD = {
         meaning="It holds NaN or infinity, or makes all pixels one point or line.",
         remedy="Write the right one into the file (`gdal_edit.py -a_ullr`).",
     ),
-    "no band": Told(
-        message="... holds no band",
-        meaning="The file holds several data sets, as netCDF and HDF5 do, or nothing.",
-        remedy="Make a GeoTIFF of the one that is meant (`gdal_translate`).",
-    ),
     "too large to chip": Told(
         message="... pixels, of which ... chips are asked for, and one scene may give ...",
         meaning="Their windows would not fit into memory; or the file says that it is larger than it is.",

@@ -51,7 +51,6 @@ class DataConfig:
         check(
             *path_rules("data.root", self.root),
             *_template_rules("data.image", self.image),
-            (bool(self.label), "data.label", self.label, "must name a file"),
             *_brace_rules("data.label", self.label),
             *(rule for template in self.stack for rule in _template_rules("data.stack", template)),
             (bool(self.splits), "data.splits", self.splits, "must name at least one split"),
@@ -174,7 +173,6 @@ class LabelsConfig:
                 self.no_value,
                 "labels.ignore or labels.class_map says already what null, or empty text, is; leave one of them out",
             ),
-            (self.layer != "", "labels.layer", self.layer, "must be the name of a layer, or null"),
             (not both, "labels.ignore", tuple(both), "also stands in labels.class_map; a value is one or the other"),
             (
                 len(set(self.priority)) == len(self.priority),

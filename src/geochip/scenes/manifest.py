@@ -196,7 +196,7 @@ def _columns(path: str, layer: int) -> list[str]:
     return [str(name) for name in pyogrio.read_info(for_ogr(path), layer=layer)["fields"]]
 
 
-def _table(path: str, wanted: Collection[str], layer: int) -> pd.DataFrame:
+def _table(path: str, wanted: Collection[str], layer: int = 0) -> pd.DataFrame:
     """Some columns of it: a catalogue may hold many more, which would fill the memory."""
     if _suffix(path) == ".csv":
         parts = [part.rename(columns=str.strip)[list(wanted)] for part in _csv(path)]
