@@ -27,7 +27,7 @@ def test_every_run_file_that_is_shown_is_one(tmp_path, block):
 
 
 def test_there_are_as_many_as_were_written():
-    assert len(BLOCKS) == TEXT.count("```") // 2 == 14
+    assert len(BLOCKS) == TEXT.count("```") // 2 == 15
 
 
 def test_the_quoted_stack_is_understood(tmp_path):

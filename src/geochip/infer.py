@@ -205,7 +205,8 @@ def work(plan: InferPlan, store: Path, journal: Journal) -> dict[str, SetAside]:
                 plan.sliding.count(scene.height, scene.width) for scene in plan.scenes if scene.scene_id in now
             )
             print(
-                f"predicted {len(now)} scenes, {windows} windows, in {seconds:.1f} s: {len(now) / seconds:.3g} scenes/s"
+                f"predicted {counted(len(now), 'scene')}, {counted(windows, 'window')}, in {seconds:.1f} s: "
+                f"{len(now) / seconds:.3g} scenes/s"
             )
         predictions.finish(finished_scenes(state, list(failed)))
         if client is not None and (cogs := missing_cogs(plan, state.places, journal, failed)):
