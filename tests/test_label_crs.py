@@ -8,8 +8,11 @@ import pyogrio
 import pytest
 import shapely
 
-from geochip.labels import Grid, LabelError, indexed_label, label_crs, read_aoi
-from helpers import UTM, box, read_label, write_label
+from geochip.chipping import main
+from geochip.config import LabelsConfig
+from geochip.errors import InputError
+from geochip.labels import Grid, LabelError, LabelRules, indexed_label, label_crs, look_at_label, read_aoi
+from helpers import UTM, box, data_flags, read_label, write_label, write_scene
 from told import told
 
 HOW = {"height": 20, "width": 30}
@@ -199,3 +202,50 @@ def test_formats_that_hold_their_features_are_read(tmp_path, driver):
     path = tmp_path / f"a.{suffix}"
     frame.to_file(path, driver=driver, **({"GEOMETRY": "AS_WKT", "CREATE_CSVT": "YES"} if driver == "CSV" else {}))
     assert np.isclose(read_label(path, **HOW).sum(), 1 if driver == "GPX" else 24)
+
+
+@pytest.mark.filterwarnings("ignore:'crs' was not provided")
+@pytest.mark.parametrize("name", ["a.geojson", "a.shp", "a.csv", "a.parquet"])
+def test_a_label_without_a_crs_is_refused_before_anything_is_written(tmp_path, name):
+    write_scene(tmp_path / "data", "train", "1", transform=UTM)
+    path = tmp_path / "data" / "train" / f"label_{name.replace('a', '1', 1)}"
+    path.with_suffix(".geojson").unlink(missing_ok=True)
+    frame = gpd.GeoDataFrame({"a": [1]}, geometry=[shapely.geometry.shape(SHAPE)], crs=None)
+    if path.suffix == ".geojson":
+        write_label(path, [SHAPE], crs=None)
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_file(path, **({"GEOMETRY": "AS_WKT"} if path.suffix == ".csv" else {}))
+    flags = [
+        *data_flags(tmp_path / "data", "train"),
+        f"--data.label={{split}}/label_{{id}}{path.suffix}",
+        "--chips.size=20",
+    ]
+    with pytest.raises(InputError) as caught:
+        main([*flags, f"--run_dir={tmp_path / 'run'}"])
+    told("vector-without-crs", str(caught.value))
+    assert not (tmp_path / "run").exists()
+    # The remedy.
+    if path.suffix == ".geojson":
+        assert 'leave its "crs": null out where it is in longitude and latitude' in str(caught.value)
+        write(path, features=[{"type": "Feature", "properties": {}, "geometry": in_degrees()}])
+    else:
+        assert "ogr2ogr -a_srs" in str(caught.value)
+        path = path.with_suffix(".gpkg")
+        frame.set_crs("EPSG:32611").to_file(path)
+    assert read_label(path, **HOW).sum() == 24
+
+
+@pytest.mark.filterwarnings("ignore:'crs' was not provided")
+def test_what_holds_no_features_needs_no_crs(tmp_path):
+    """A scene without objects has an empty label, whatever is said of its CRS."""
+    null, plain = write(tmp_path / "null.geojson", crs=None, features=[]), write(tmp_path / "a.geojson", features=[])
+    empty = gpd.GeoDataFrame({"a": []}, geometry=[], crs=None)
+    empty.to_file(tmp_path / "a.shp", geometry_type="Polygon")
+    for path in (null, plain, tmp_path / "a.shp"):
+        for crs in ("EPSG:32611", None):
+            grid = Grid(height=HOW["height"], width=HOW["width"], transform=UTM, crs=crs)
+            rules = LabelRules(classes=("background", "building"), labels=LabelsConfig())
+            assert look_at_label(str(path), grid, rules).hidden is None
+            assert read_label(path, **(HOW | {"crs": crs})).sum() == 0

@@ -82,7 +82,12 @@ def test_tables_without_geometries_are_no_layers(tmp_path):
     pyogrio.write_dataframe(pd.DataFrame({"styleName": ["red"]}), path, layer="layer_styles", driver="GPKG")
     frame((10, 20, 8, 12)).to_file(path, layer="buildings", driver="GPKG")
     assert read_label(path, **SIZE).sum() == 96
-    assert "holds no geometries; it must be a vector file" in fault(path, layer="layer_styles")
+    text = fault(path, layer="layer_styles")
+    told("layer-without-geometries", text)
+    assert "in layer 'layer_styles', which labels.layer asks for; it has buildings: name one of them, or" in text
+    assert read_label(path, layer="buildings", **SIZE).sum() == 96
+    # Nor are they among those to choose from.
+    assert "it has buildings: name one of them" in fault(path, layer="houses")
 
 
 def test_a_folder_and_a_zip_of_shapefiles_are_containers_too(tmp_path):
@@ -211,6 +216,20 @@ def test_chipping_refuses_before_anything_is_written_and_then_follows(tmp_path, 
     # The layer decides what the chips hold.
     with pytest.raises(InputError, match=r"labels.layer was 'buildings', now 'extent'"):
         main([*flags, "--labels.layer=extent"])
+
+
+def test_a_table_is_refused_before_anything_is_written(tmp_path):
+    write_scene(tmp_path / "data", "train", "1", transform=UTM)
+    label = two_layers(tmp_path / "data" / "train" / "label_1.gpkg")
+    pyogrio.write_dataframe(pd.DataFrame({"styleName": ["red"]}), label, layer="layer_styles", driver="GPKG")
+    flags = [
+        *data_flags(tmp_path / "data", "train"), "--data.label={split}/label_{id}.gpkg", "--chips.size=20",
+        f"--run_dir={tmp_path / 'run'}", "--labels.layer=layer_styles",
+    ]  # fmt: skip
+    with pytest.raises(InputError) as caught:
+        main(flags)
+    told("layer-without-geometries", str(caught.value))
+    assert not (tmp_path / "run").exists()
 
 
 def test_files_of_several_rasters(tmp_path, dask_address):

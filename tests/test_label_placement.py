@@ -297,3 +297,11 @@ def test_the_doctor_names_what_is_missed(tmp_path):
     texts = [str(one) for one in findings_of_scenes(Case(config=config, probe=False))]
     told("split-missed", " ".join(texts))
     assert "FAIL" in texts[0]
+
+
+@pytest.mark.parametrize("suffix", ["shp", "gpkg", "fgb", "geojson"])
+def test_an_empty_file_of_any_format_lies_nowhere_wrong(tmp_path, suffix):
+    """A shapefile without features says that they lie at (0, 0)."""
+    path = tmp_path / f"a.{suffix}"
+    gpd.GeoDataFrame({"a": []}, geometry=[], crs="EPSG:32611").to_file(path)
+    assert misses(path) == {}

@@ -8,11 +8,12 @@ import pytest
 import rasterio
 from rasterio.windows import Window as Place
 
+from geochip.chipping import main
 from geochip.config import DataConfig, RunConfig
 from geochip.errors import InputError
 from geochip.scenes import SceneReader, describe_files, notice_lines
 from geochip.windows import Window
-from helpers import UTM, write_image
+from helpers import UTM, read_label, write_image
 from told import told
 
 SIDE = 640
@@ -228,3 +229,34 @@ def test_an_image_of_the_size_asked_for_costs_one_look(tmp_path):
     ):  # fmt: skip
         pass
     assert share_of(tmp_path / "large.tif") == 100
+
+
+def test_a_label_that_was_not_written_whole(tmp_path, capsys):
+    write_image(tmp_path / "1.tif", np.full((3, SIDE, SIDE), 7, np.uint8), transform=UTM)
+    label = part_of(tmp_path / "1_label.tif", rows=448)
+    flags = [
+        f"--data.root={tmp_path}", "--data.image={id}.tif", "--data.label={id}_label.tif", "--data.splits=[train]",
+        "--labels.class_map={0: background, 7: building}", "--chips.size=64", "--dry_run",
+        f"--run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    main(flags)
+    printed = capsys.readouterr().out
+    told("unwritten labels", printed)
+    assert (
+        f"1 raster label with pixels that were never written, as when the program that wrote it was killed, of {label} 30.00%"
+        in printed
+    )
+    # The remedy.
+    with rasterio.open(label, "r+") as dataset:
+        dataset.nodata = 255
+    main(flags)
+    assert "never written" not in capsys.readouterr().out
+    drawn = read_label(
+        label,
+        height=SIDE,
+        width=SIDE,
+        class_map={"0": "background", "7": "building"},
+        classes=("background", "building"),
+    )
+    assert (drawn == 255).sum() == 192 * SIDE
+    assert (drawn == 1).sum() == 448 * SIDE

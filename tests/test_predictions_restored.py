@@ -245,6 +245,28 @@ def test_a_damaged_record_is_named_and_its_block_done_anew(run_dir, flags, capsy
     assert tree_hash(store) == before
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"height": 10**9}, {"width": 10**9, "height": 10**9}, {"transform": [1, 0, 5, 0, -1, 5]}, {"crs": "EPSG:32632"}],
+)
+def test_a_journal_with_another_grid_of_a_scene_is_told(run_dir, flags, capsys, change):
+    """Believed, the first would have asked for millions of blocks."""
+    store = run_dir / "predictions.zarr"
+    path, before = journal_path(store), tree_hash(store)
+    header, *others = path.read_text().splitlines(keepends=True)
+    document = json.loads(header)
+    document["grids"][0] |= change
+    path.write_text("".join([json.dumps(document) + "\n", *others]))
+    assert run_command(main, flags) == 2
+    text = capsys.readouterr().err
+    told("journal", text)
+    assert f"its grid of scene {document['grids'][0]['scene_id']} is not that of the image" in text
+    path.unlink()
+    shutil.rmtree(store)
+    assert run_command(main, flags) == 0
+    assert tree_hash(store) == before
+
+
 def test_open_scene_opens_nothing_of_other_shapes(run_dir, monkeypatch):
     import zarr
 

@@ -1,3 +1,4 @@
+import os
 import pickle
 from dataclasses import replace
 
@@ -378,6 +379,11 @@ def test_a_digest_tells_what_changed(tmp_path):
     label.unlink()
     gone = scene_digest(scene, with_label=True)
     assert gone["content"] not in (before["content"], after["content"], without["content"])
+    # A pipe would be waited for.
+    os.mkfifo(label)
+    assert scene_digest(scene, with_label=True)["content"] not in (before["content"], gone["content"])
+    pipe = replace(scene, image=str(label))
+    assert scene_digest(pipe, with_label=False)["content"] != without["content"]
     longer = scene_digest(replace(scene, image_bytes=scene.image_bytes + 1), with_label=False)
     assert (longer["header"], longer["content"] == without["content"]) == (without["header"], False)
     assert scene_digest(replace(scene, height=9), with_label=False)["header"] != without["header"]

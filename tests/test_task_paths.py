@@ -1,7 +1,6 @@
 """Workers of a cluster that was there before were started elsewhere: every path that they are given is absolute."""
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from distributed import Client
 from bundles import identity_bundle
 from geochip import chipping, infer
 from geochip.doctor import main as examine
-from geochip.labels import indexed_label
+from geochip.labels import index
 from geochip.store import ChipStore, PredictionStore
 from helpers import box, data_flags, position_coded, write_label, write_scene
 
@@ -58,7 +57,8 @@ def test_of_chipping_with_an_index_and_an_area_of_interest(tmp_path, given, flag
     for scene_id in "12":
         transform = write_scene(tmp_path / "data", "train", scene_id)
         write_label(tmp_path / "data" / "train" / f"aoi_{scene_id}.geojson", [box(transform, 0, 0, 60, 70)])
-    monkeypatch.setattr(chipping, "indexed_label", partial(indexed_label, at_least=1))
+    monkeypatch.setattr(index, "_SMALLEST", 1)
+    monkeypatch.setattr(index, "LARGE", 1)
     aoi = "--chips.aoi={split}/aoi_{id}.geojson"
     chipping.main([*flags, aoi])
     assert given[False] == set()

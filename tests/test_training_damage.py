@@ -2,17 +2,20 @@
 
 import hashlib
 import io
+import json
 import math
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from geochip import train_ddp
 from geochip.checkpoint import load_newest, save_checkpoint
 from geochip.errors import DamagedError, run_command
+from geochip.model import load_bundle
 from test_checkpoint import checkpoint, no_warning
 from told import told
 from training import flags, same, weights
@@ -42,6 +45,8 @@ def edited(directory, change):
         (lambda c: c.update(history=[{"epoch": "one"}, {}]), "at `$.history"),
         (lambda c: c.update(loss_sums=[1.0]), "loss_sums has 1 items where there should be 0"),
         (lambda c: c.update(seconds=math.nan), "losses must be finite"),
+        (lambda c: c["history"][1].update(val_loss=math.inf), "history must hold finite numbers"),
+        (lambda c: c["model"].update(weight=torch.tensor([1, math.nan])), "the model's weight holds NaN or infinity"),
         (lambda c: c.update(settings=[]), "at `$.settings`"),
         (lambda c: c.update(model={"weight": 3}), "Expected `Tensor`, got `int`"),
         (lambda c: c.update(optimizer=None), "at `$.optimizer`"),
@@ -119,6 +124,31 @@ def test_a_checkpoint_of_something_else_is_named_and_the_one_before_it_goes_on(c
     assert same(weights(run_dir), weights(trained))
 
 
+def a_column_renamed(content):
+    for row in content["history"]:
+        row["loss"] = row.pop("train_loss")
+
+
+def a_row_without_scores(content):
+    content["history"][0].pop("avg_f1")
+
+
+@pytest.mark.parametrize(
+    ("change", "names"), [(a_column_renamed, "loss, train_loss"), (a_row_without_scores, "avg_f1")]
+)
+def test_a_history_of_other_columns_is_named(chips, run_dir, trained, capsys, change, names):
+    """The log could not go on with it."""
+    max((run_dir / "train").glob("epoch-*.pt")).unlink()
+    path = edited(run_dir / "train", change)
+    assert run_command(train_ddp.main, flags(chips, run_dir, epochs=3)) == 2
+    text = capsys.readouterr().err
+    told("checkpoint-damaged", text)
+    assert f"{path} is damaged (its history of epoch 1 lacks or adds {names})" in text
+    path.unlink()
+    assert run_command(train_ddp.main, flags(chips, run_dir, epochs=3)) == 0
+    assert same(weights(run_dir), weights(trained))
+
+
 def test_a_damaged_bundle_is_written_anew_from_the_last_checkpoint(chips, run_dir):
     """Byte for byte, when it is removed or left where it is."""
     directory: Path = run_dir / "model"
@@ -129,6 +159,37 @@ def test_a_damaged_bundle_is_written_anew_from_the_last_checkpoint(chips, run_di
     shutil.rmtree(directory)
     assert run_command(train_ddp.main, flags(chips, run_dir, epochs=3)) == 0
     assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+
+
+def test_weights_that_are_not_finite_are_no_model(chips, run_dir, trained):
+    """They would give every pixel one class, with exit code 0."""
+    path = run_dir / "model" / "model.safetensors"
+    loaded = safetensors.torch.load_file(path)
+    name = min(loaded)
+    loaded[name].view(-1)[0] = math.nan
+    safetensors.torch.save_file(loaded, path)
+    contract = path.with_name("model.json")
+    document = json.loads(contract.read_text())
+    contract.write_text(json.dumps({**document, "weights_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
+    with pytest.raises(DamagedError) as error:
+        load_bundle(path.parent)
+    told("bundle-damaged", str(error.value))
+    assert f"model.safetensors holds NaN or infinity in {name}" in str(error.value)
+    assert run_command(train_ddp.main, flags(chips, run_dir, epochs=3)) == 0
+    assert same(weights(run_dir), weights(trained))
+
+
+@pytest.mark.parametrize("more", [[], ["--train.val_split=null"]])
+def test_a_training_that_diverges_at_its_last_step_is_told_and_not_saved(chips, tmp_path, capsys, monkeypatch, more):
+    """The loss of that step is that of the weights before it, and finite."""
+    one_step = flags(chips, tmp_path, *more, batch_size=26, epochs=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(train_ddp, "learning_rate", lambda *_: math.nan)
+        assert run_command(train_ddp.main, one_step) == 1
+    told("training-diverged", capsys.readouterr().err)
+    assert not list((tmp_path / "train").glob("epoch-*"))
+    assert not (tmp_path / "model").exists()
+    assert run_command(train_ddp.main, one_step) == 0
 
 
 def test_a_named_pipe_as_a_checkpoint_keeps_nobody_waiting(chips, run_dir, capsys):

@@ -11,7 +11,7 @@ import io
 import math
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from geochip.documents import as_document
 from geochip.errors import DamagedError, InputError, WorkError
 from geochip.files import read_regular, write_durably
+from geochip.model import not_finite
 
 KEEP = 2
 
@@ -76,6 +77,10 @@ class Checkpoint:
                 raise ValueError(f"{name} has {len(values)} items where there should be {wanted}")
         if not all(map(math.isfinite, (*self.loss_sums, self.seconds))) or min((*self.valid, self.seconds)) < 0:
             raise ValueError("losses must be finite, and pixels and seconds at least 0")
+        if not all(value is None or math.isfinite(value) for row in self.history for value in row.values()):
+            raise ValueError("history must hold finite numbers")
+        if name := not_finite(self.model):
+            raise ValueError(f"the model's {name} holds NaN or infinity")
 
     @property
     def place(self) -> Place:
@@ -182,6 +187,28 @@ def _files(directory: Path) -> list[tuple[Path, Place]]:
     return sorted(found, key=lambda item: (item[1], item[0].name), reverse=True)
 
 
+def require_history(checkpoint: Checkpoint, columns: Collection[str], directory: Path) -> None:
+    """See that the log of a training can go on.
+
+    Args:
+        checkpoint: of `load_newest`.
+        columns: of the training log.
+        directory: where the checkpoint is, for the error.
+
+    Raises:
+        DamagedError: when a row of its history has others.
+    """
+    for number, row in enumerate(checkpoint.history, 1):
+        if differing := sorted(set(row) ^ set(columns)):
+            path = _path_of(checkpoint, directory)
+            fault = f"its history of epoch {number} lacks or adds {', '.join(differing)}"
+            raise DamagedError(f"{path} is damaged ({fault}); {_REMOVE}")
+
+
+def _path_of(checkpoint: Checkpoint, directory: Path) -> Path:
+    return next((path for path, place in _files(directory) if place == checkpoint.place), directory)
+
+
 def restore(checkpoint: Checkpoint, directory: Path, what: nn.Module | Optimizer) -> None:
     """Put a model, or its optimizer, back to where it was.
 
@@ -193,7 +220,7 @@ def restore(checkpoint: Checkpoint, directory: Path, what: nn.Module | Optimizer
     Raises:
         DamagedError: when what is saved does not fit it.
     """
-    path = next((path for path, place in _files(directory) if place == checkpoint.place), directory)
+    path = _path_of(checkpoint, directory)
     try:
         if isinstance(what, Optimizer):
             _restore_optimizer(what, checkpoint.optimizer)

@@ -8,7 +8,7 @@ from geochip.config import IGNORE, RunConfig
 from geochip.labels import Grid, LabelError, LabelLook, LabelRules, look_at_label
 from geochip.plan import Name
 from geochip.progress import counted
-from geochip.scenes import Scene, without_crs
+from geochip.scenes import Scene, missing_share, without_crs
 from geochip.store import CHIP_WRITTEN, SplitResult
 
 Record = Mapping[str, Any]
@@ -73,6 +73,23 @@ def hidden_classes(looks: Mapping[Name, LabelLook], config: RunConfig) -> list[s
         f"class {config.data.classes[int(value)]!r}: such pixels count for nothing (255), as the file says; if they "
         f"are of that class, {map_of_ids(config.data.classes)}"
         for value, times in sorted(found.items())
+    ]
+
+
+def unwritten_labels(looks: Mapping[Name, LabelLook], scenes: Mapping[Name, Scene]) -> list[str]:
+    """What to say of raster labels with blocks that were never written: they read as 0, which may be a class."""
+    shares = {
+        scenes[name].label: share
+        for name, look in looks.items()
+        if look.bare_driver and (share := missing_share(scenes[name].label or "", look.bare_driver, [1]))
+    }
+    if not shares:
+        return []
+    worst = max(shares, key=lambda path: shares[path])
+    return [
+        f"{counted(len(shares), 'raster label')} with pixels that were never written, as when the program that wrote "
+        f"it was killed, of {worst} {shares[worst]:.2%}; it declares no nodata value, and so they count as 0. Write it "
+        "again, or let them count for nothing (gdal_edit.py -a_nodata 255); if 0 is meant there, nothing is wrong"
     ]
 
 

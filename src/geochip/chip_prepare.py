@@ -10,7 +10,7 @@ import shapely
 
 import geochip
 from geochip.chip_audit import Overlap, audit_overlap
-from geochip.chip_labels import classes_never_named, hidden_classes, look_at_labels
+from geochip.chip_labels import classes_never_named, hidden_classes, look_at_labels, unwritten_labels
 from geochip.chip_placement import Missed, grid_of, missed_by_areas, missed_by_labels
 from geochip.config import RunConfig
 from geochip.errors import InputError, WorkError
@@ -122,7 +122,7 @@ def prepare(config: RunConfig) -> Prepared:
         header=header,
         nodata=None if layout["nodata"] is None else float(layout["nodata"]),
         missed=missed,
-        doubts=(*classes_never_named(config), *hidden_classes(looks, config)),
+        doubts=(*classes_never_named(config), *hidden_classes(looks, config), *unwritten_labels(looks, scenes)),
     )
 
 

@@ -1,7 +1,7 @@
 """What is left to do of an inference: scenes that are new, blocks that are missing or lost, and what stays."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from geochip.store import (
     PredictionStore,
     SceneGrid,
     block_key,
+    damaged_header,
     grids_of_header,
     lost_blocks,
     make_header,
@@ -24,6 +25,9 @@ from geochip.store import (
 from geochip.windows import blocks
 
 _SHOWN = 5
+
+Digests = Mapping[str, Mapping[str, str]]
+"""Of each scene by its id; see `scene_digest`."""
 
 
 def header_of(plan: InferPlan, store: Path) -> dict[str, Any]:
@@ -35,9 +39,29 @@ def header_of(plan: InferPlan, store: Path) -> dict[str, Any]:
     known = (read_header(store) if store.exists() else None) or {"scenes": {}}
     # A journal of an older geochip does not say in which order its scenes are stacked: the store does.
     held = grids_of_header(known) if "grids" in known else _grids_of(store, known)
+    grids = grids_of(plan)
+    _require_same_grids(held, grids, known["scenes"], scenes, store)
     names = {grid.scene_id for grid in held}
-    new = [grid for grid in grids_of(plan) if grid.scene_id not in names]
+    new = [grid for grid in grids if grid.scene_id not in names]
     return make_header(settings, {**known["scenes"], **scenes}, grids=[asdict(grid) for grid in (*held, *new)])
+
+
+def _require_same_grids(
+    held: Sequence[SceneGrid], grids: Sequence[SceneGrid], known: Digests, now: Digests, store: Path
+) -> None:
+    """See that a store lists scenes of this run as they are, where their images are those that it was made from.
+
+    Raises:
+        DamagedError: when it does not; it could be the size that memory or a whole day is asked for.
+    """
+    mine = {grid.scene_id: grid for grid in grids}
+    for grid in held:
+        name = grid.scene_id
+        if name not in mine or known.get(name, {}).get("header") != now[name]["header"]:
+            continue
+        # A scene that squares divide has the split that this run is asked for.
+        if replace(grid, split="") != replace(mine[name], split=""):
+            raise damaged_header(store, f"its grid of scene {name} is not that of the image")
 
 
 def _grids_of(store: Path, known: dict[str, Any]) -> list[SceneGrid]:

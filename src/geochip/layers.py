@@ -152,16 +152,9 @@ def chosen_layers(path: str, named: str | None, *, key: str, tables: bool = Fals
         LayerError, or one of `UNREADABLE`: when several may be meant, or none is there of that name.
     """
     layers = layers_of(path)
-    if named is not None:
-        meant = tuple(layer for layer in layers if layer.name == named)
-        if len(meant) != 1:
-            which = "no layer" if not meant else f"{len(meant)} layers"
-            raise LayerError(
-                f"has {which} {named!r}, which {key} asks for; it has {_listed(layers)}: name one of them"
-                f"{', or set it to null' if len(layers) == 1 else ''}"
-            )
-        return meant
     wanted = [layer for layer in layers if tables or layer.spatial] or list(layers)
+    if named is not None:
+        return (_named_layer(layers, wanted, named, key),)
     if len(wanted) > 1 and Path(path).suffix.lower() in _DECLARES_ALL:
         wanted = [layer for layer in wanted if _holds_features(path, layer)] or wanted[:1]
     if len(wanted) > 1 and Path(path).suffix.lower() not in FOLDERS:
@@ -173,6 +166,19 @@ def chosen_layers(path: str, named: str | None, *, key: str, tables: bool = Fals
 
 def _holds_features(path: str, layer: Layer) -> bool:
     return bool(pyogrio.read_info(for_ogr(path), layer=layer.index, force_feature_count=True)["features"])
+
+
+def _named_layer(layers: Sequence[Layer], wanted: Sequence[Layer], named: str, key: str) -> Layer:
+    meant = [layer for layer in layers if layer.name == named]
+    if len(meant) == 1 and meant[0] in wanted:
+        return meant[0]
+    if len(meant) == 1:
+        found = f"holds no geometries in layer {named!r}, which {key} asks for"
+    else:
+        found = f"has {f'{len(meant)} layers' if meant else 'no layer'} {named!r}, which {key} asks for"
+    raise LayerError(
+        f"{found}; it has {_listed(wanted)}: name one of them{', or set it to null' if len(wanted) == 1 else ''}"
+    )
 
 
 def _listed(layers: Sequence[Layer]) -> str:

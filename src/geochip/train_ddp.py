@@ -61,7 +61,15 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from geochip.checkpoint import Checkpoint, Place, load_newest, require_same_settings, restore, save_checkpoint
+from geochip.checkpoint import (
+    Checkpoint,
+    Place,
+    load_newest,
+    require_history,
+    require_same_settings,
+    restore,
+    save_checkpoint,
+)
 from geochip.config import RunConfig, available_cpus
 from geochip.dataset import BatchReader, TrainingData, find_data, training_batches
 from geochip.errors import GeochipError, InputError, WorkError, run_command
@@ -80,6 +88,7 @@ from geochip.model import (
     check_bundle_dir,
     fetch_encoder_weights,
     load_bundle,
+    not_finite,
     rehearse,
     save_bundle,
 )
@@ -88,7 +97,7 @@ from geochip.ranks import Ranks, ToldElsewhereError, choose_device
 from geochip.run_file import parse_run_config
 from geochip.store import StoreLock
 from geochip.train_steps import learning_rate, next_batch, summed_loss, training_mode, validate
-from geochip.training_log import EpochLosses, Row, TrainingLog, in_one_line, make_places
+from geochip.training_log import EpochLosses, Row, TrainingLog, columns, in_one_line, make_places
 
 
 def main(argv: Sequence[str]) -> None:
@@ -147,6 +156,8 @@ def train_alone(config: RunConfig, ranks: Ranks, lock: StoreLock) -> None:
     model = ranks.alike(make_model, config, data.contract, load_weights=rank == 0 and saved is None)
     history: list[Row] = []
     if saved is not None:
+        logged = columns(data.contract.class_names, validated=settings.val_split is not None)
+        ranks.alike(require_history, saved, logged, config.train_dir)
         ranks.alike(restore, saved, config.train_dir, model)
         history = list(saved.history)
     if done >= settings.epochs:
@@ -173,7 +184,7 @@ def train_alone(config: RunConfig, ranks: Ranks, lock: StoreLock) -> None:
     def save(epoch: int, losses: EpochLosses, seconds: float) -> Place:
         """Save the training after `epoch` epochs and these steps; a collective."""
         summed = losses.over_ranks()
-        ranks.alike(require_finite, float(summed.sum()), epoch, config)
+        ranks.alike(require_finite, float(summed.sum()), model, epoch, config)
         checkpoint = Checkpoint(
             epoch=epoch,
             step=losses.steps,
@@ -241,7 +252,7 @@ def train_alone(config: RunConfig, ranks: Ranks, lock: StoreLock) -> None:
             summed = losses.over_ranks()
             train_loss = float(summed.sum()) / max(sum(losses.valid), 1)
             seconds = time.perf_counter() - started
-            ranks.alike(require_finite, train_loss, epoch, config)
+            ranks.alike(require_finite, train_loss, model, epoch, config)
 
             val_loss, scored = None, Row()
             if settings.val_split is not None:
@@ -252,6 +263,7 @@ def train_alone(config: RunConfig, ranks: Ranks, lock: StoreLock) -> None:
                     # What is validated by now is dropped: it says nothing about the model to be saved.
                     stop(epoch, losses, seconds)
                 val_loss, scored = validated
+                ranks.alike(require_finite, val_loss or 0.0, model, epoch, config, of="validation")
             history.append(
                 {
                     "epoch": epoch + 1,
@@ -365,12 +377,18 @@ def answer_requests(requests: Requests, where: str) -> None:
         requests.answer(where)
 
 
-def require_finite(train_loss: float, epoch: int, config: RunConfig) -> None:
-    """Raise `WorkError` when the training has diverged, before that is saved."""
-    if not math.isfinite(train_loss):
+def require_finite(loss: float, model: nn.Module, epoch: int, config: RunConfig, *, of: str = "training") -> None:
+    """Raise `WorkError` when the training has diverged, before that is saved.
+
+    The loss of a step is that of the weights before it: the last step of all shows in the weights alone.
+    """
+    fault = "" if math.isfinite(loss) else f"the {of} loss of epoch {epoch + 1} is {loss}"
+    if not fault and (name := not_finite(model.state_dict())):
+        fault = f"the weights {name} after a step of epoch {epoch + 1} are not finite"
+    if fault:
         raise WorkError(
-            f"the training loss of epoch {epoch + 1} is {train_loss}: the training has diverged; begin another with a "
-            f"smaller --train.lr (this one has {config.train.lr:g}) and another run_dir, or remove {config.train_dir}"
+            f"{fault}: the training has diverged; begin another with a smaller --train.lr (this one has "
+            f"{config.train.lr:g}) and another run_dir, or remove {config.train_dir}"
         )
 
 

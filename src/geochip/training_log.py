@@ -21,6 +21,8 @@ _TABLE, _BOARD = "log.csv", "tensorboard"
 Row = dict[str, float | int | None]
 """One epoch, by the columns of log.csv."""
 
+_OF_EPOCH = ("epoch", "train_loss", "val_loss", "lr", "seconds", "chips_per_second")
+
 
 class EpochLosses:
     """Losses of an epoch's steps, added up over ranks only when they are asked for."""
@@ -124,6 +126,13 @@ class TrainingLog:
             writer.writeheader()
             writer.writerows(history)
         write_durably(self._path, text.getvalue().encode())
+
+
+def columns(class_names: Sequence[str], *, validated: bool) -> tuple[str, ...]:
+    """Name the columns of log.csv; without validation there are no scores."""
+    count = len(class_names)
+    scored = score_columns(np.zeros((count, count), np.int64), class_names) if validated else Row()
+    return (*_OF_EPOCH, *scored)
 
 
 def score_columns(confusion: npt.NDArray[np.int64], class_names: Sequence[str]) -> Row:

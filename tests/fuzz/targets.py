@@ -42,6 +42,18 @@ MASKS = (
 )  # fmt: skip
 
 
+# These read back how the scenes were divided.
+BLOCKS = (
+    "--split.by=blocks", "--split.block=100", "--split.buffer=0", "--data.image=train/scene_{id}.tif",
+    "--data.label=train/label_{id}.geojson",
+)  # fmt: skip
+
+
+def _in_blocks(command: Command) -> Command:
+    module, flags, removed = command
+    return module, (*flags, *BLOCKS), removed
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """A kind of thing that can be broken."""
@@ -152,7 +164,10 @@ TARGETS: dict[str, Target] = {
         files=("run/*.parquet", "run/eval.json", "run/train/log.csv", "run/predictions/*.tif"),
         edits=(edit_bytes,), commands=(CHIP, TRAIN, INFER, EVALUATE, DOCTOR),
     ),
-    "columns": Target(files=("run/*.parquet",), edits=(edit_table,), whole=0.0, commands=(CHIP, DRY, PREVIEW, INFER, DOCTOR)),
+    "columns": Target(
+        files=("run/*.parquet", "run/scenes.parquet", "run/scenes.parquet"), edits=(edit_table, edit_table, edit_bytes),
+        whole=0.1, commands=(CHIP, DRY, PREVIEW, INFER, DOCTOR, *(_in_blocks(one) for one in (DRY, CHIP, INFER_DRY, DOCTOR))),
+    ),
     "bundles": Target(
         files=("run/model/model.json", "run/model/model.safetensors"), edits=(edit_bytes,),
         commands=(INFER, INFER_DRY, INFER_ANEW, TRAIN, DOCTOR),

@@ -13,7 +13,7 @@ from fuzz.pristine import make
 from fuzz.targets import KINDS
 
 SEED = 11
-EACH = int(os.environ.get("GEOCHIP_FUZZ_EACH", "16"))
+EACH = int(os.environ.get("GEOCHIP_FUZZ_EACH", "13"))
 # Kinds whose faults are being mended; each is run by `make fuzz`.
 WAITING: tuple[str, ...] = ()
 

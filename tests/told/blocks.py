@@ -39,8 +39,14 @@ TOLD = {
         remedy="chips.method: random finds room wherever there is some; or a smaller stride, or larger squares.",
     ),
     "blocks-record-damaged": Told(
-        message="scenes.parquet (squares) is damaged (...); remove it and ..., and run geochip.chipping again",
-        meaning="The table says which square of ground belongs to which split, and cannot be read.",
-        remedy="A copy of the table; or a new division, with a new chip store.",
+        message="scenes.parquet is damaged (...); remove it and run geochip.chipping again, which makes it anew (...)",
+        meaning="The table says which scene, or which square of ground, belongs to which split, and cannot be read.",
+        remedy="A copy of the table; or without it a new division, which is the same if the scenes are. If they are not, the "
+        "chip store is of other scenes too, and goes with it.",
+    ),
+    "blocks-record-unreadable": Told(
+        message="scenes.parquet could not be read (it is ..., not a regular file); remove it and run geochip.chipping again",
+        meaning="Something else stands where geochip keeps its table of scenes.",
+        remedy="Remove it; chipping writes the table anew.",
     ),
 }

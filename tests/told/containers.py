@@ -15,6 +15,17 @@ TOLD = {
         meaning="The key names a layer that is not in the file, a folder that is not in the KML.",
         remedy="Correct the name, or set the key to null where the file has one layer.",
     ),
+    "layer-without-geometries": Told(
+        message="holds no geometries in layer ..., which ... asks for; it has ...: name one of them",
+        meaning="The key names a table, such as the styles that QGIS keeps in a GeoPackage.",
+        remedy="Name a layer with geometries, or set the key to null where the file has one.",
+    ),
+    "vector-without-crs": Told(
+        message="label ... has no CRS while the image is in ...; ...",
+        meaning="Nothing tells where the features lie: a shapefile without its .prj, or a GeoJSON with `\"crs\": null`.",
+        remedy="Leave `\"crs\": null` out where the GeoJSON is in longitude and latitude, or name its CRS there; give other "
+        "files theirs with `ogr2ogr -a_srs`.",
+    ),
     "no layers": Told(
         message="is a GeoParquet, which holds one table and no layers; set ... to null",
         meaning="A layer is asked for in a format that has none.",

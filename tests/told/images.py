@@ -53,7 +53,7 @@ TOLD = {
         remedy="Where files differ in it: `gdal_translate -unscale -ot Float32` first.",
     ),
     "missing pixels": Told(
-        message="...% of its pixels were never written, as when the program that wrote it was killed; it declares no nodata value, and so they count as zeros",
+        message="...% of its pixels were never written, as when the program that wrote it was killed, or a mosaic has gaps; it declares no nodata value, and so they count as zeros",
         meaning="Blocks of the file hold nothing, or the files of a mosaic leave gaps.",
         remedy="Write the file again; or, if zeros are no data, `gdal_edit.py -a_nodata 0`.",
     ),
@@ -61,6 +61,11 @@ TOLD = {
         message="...% of its pixels were never written, ... data.max_missing allows ...%",
         meaning="As above; the scene is set aside.",
         remedy="As above; or, if the zeros are meant, `--data.max_missing 1`.",
+    ),
+    "unwritten labels": Told(
+        message="... with pixels that were never written, ... it declares no nodata value, and so they count as 0",
+        meaning="Blocks of a raster label hold nothing, and read as the class of 0.",
+        remedy="Write the label again; or `gdal_edit.py -a_nodata 255`, with which they count for nothing.",
     ),
     "control points": Told(
         message="the image has ... and no geotransform, which is all that geochip uses: its chips, or predictions, have no CRS and no place on the map",

@@ -30,4 +30,9 @@ TOLD = {
         remedy="Find out who wrote it; remove it: training goes on after the checkpoint before it.",
         page="security",
     ),
+    "training-diverged": Told(
+        message="the training has diverged; begin another with a smaller --train.lr (...) and another run_dir, or remove ...",
+        meaning="A loss, or the weights after a step, are NaN or infinity: nothing of it was saved.",
+        remedy="A smaller train.lr.",
+    ),
 }

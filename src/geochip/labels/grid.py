@@ -135,6 +135,15 @@ def crs_name(key: str) -> str:
     return known_crs(key).to_string()
 
 
+def without_crs(path: str, scene: str) -> LabelError:
+    """What to say of a vector file without a CRS whose scene is in one."""
+    if is_geojson(path):
+        how = 'leave its "crs": null out where it is in longitude and latitude, or name its CRS there'
+    else:
+        how = "assign the one that it was drawn in (ogr2ogr -a_srs)"
+    return LabelError(f"label {path} has no CRS while the image is in {scene}; {how}")
+
+
 def scene_transform(
     path: str, declared: str | None, grid: Grid, bounds: Bounds
 ) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
@@ -150,14 +159,17 @@ def scene_transform(
         LabelError: for a CRS on one side only, coordinates that cannot be of the declared CRS, and CRSs that PROJ
             cannot relate.
     """
-    if (declared is None) != (grid.crs is None):
-        name = None if declared is None else crs_name(declared)
-        has, lacks = ("the image", f"label {path}") if name is None else (f"label {path}", "the image")
+    if not np.isfinite(bounds).any():
+        # Nothing is to be drawn, wherever it may be.
+        return _unchanged
+    if declared is None and grid.crs is not None:
+        raise without_crs(path, grid.crs)
+    if declared is not None and grid.crs is None:
         how = "gdal_edit.py -a_srs -a_ullr" if grid.transform == Affine.identity() else "gdal_edit.py -a_srs"
         raise LabelError(
-            f"{lacks} has no CRS while {has} is in {name or grid.crs}; assign one ({how}, or ogr2ogr -a_srs)"
+            f"the image has no CRS while label {path} is in {crs_name(declared)}; assign one to the image ({how})"
         )
-    if declared is None or grid.crs is None or not np.isfinite(bounds).any():
+    if declared is None or grid.crs is None:
         return _unchanged
     if known_crs(declared).is_geographic and np.abs(bounds)[np.isfinite(bounds)].max(initial=0) > 360:
         raise LabelError(

@@ -137,8 +137,10 @@ class VectorSource:
         if self.is_parquet:
             found = [shapely.total_bounds(read_parquet(self.path, None, None).geometries)]
         else:
-            told = [self._info(layer, force_total_bounds=True)["total_bounds"] for layer in self._layers]
-            found = [np.array(one, np.float64) for one in told if one is not None]
+            told = [self._info(layer, force_total_bounds=True, force_feature_count=True) for layer in self._layers]
+            # A shapefile without features says that they lie at (0, 0).
+            known = [info["total_bounds"] for info in told if info["features"]]
+            found = [np.array(one, np.float64) for one in known if one is not None]
         # Folders may be empty.
         found = [one for one in found if not np.isnan(one).all()] or [np.full(4, np.nan)]
         west, south, *_ = np.min(found, axis=0).tolist()

@@ -16,7 +16,7 @@ from geochip.documents import as_document, read_document
 from geochip.errors import DamagedError, InputError
 from geochip.files import read_regular, refuse_foreign, remove_leftover, sync, write_durably
 from geochip.model.encoders import brief
-from geochip.model.network import Contract, SegmentationModel, build_model
+from geochip.model.network import Contract, SegmentationModel, build_model, not_finite
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE, CONTRACT_FILE = "model.safetensors", "model.json"
@@ -120,6 +120,8 @@ def load_bundle(directory: Path, device: torch.device | str = "cpu") -> tuple[Se
         model.load_state_dict(safetensors.torch.load(weights))
     except (RuntimeError, SafetensorError) as error:
         raise _broken(directory, f"{WEIGHTS_FILE} does not fit {contract.architecture}: {brief(error)}") from None
+    if name := not_finite(model.state_dict()):
+        raise _broken(directory, f"{WEIGHTS_FILE} holds NaN or infinity in {name}")
     return model.eval().to(device), contract
 
 

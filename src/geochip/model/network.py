@@ -8,6 +8,7 @@ units, and the model normalises them, pads them to what its encoder takes, and c
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,3 +205,15 @@ def rehearse(model: SegmentationModel, *, batch_size: int, chip_size: int) -> No
         ) from error
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(shapes[name].grad is not None)
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str:
+    """Name the first of a model's weights that holds NaN or infinity, which makes every prediction one class.
+
+    Args:
+        state: a state_dict.
+
+    Returns:
+        Its name; empty when all are finite.
+    """
+    return next((name for name, value in state.items() if not bool(torch.isfinite(value).all())), "")

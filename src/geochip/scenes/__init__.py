@@ -13,6 +13,7 @@ from geochip.scenes.find import describe_files, find_scenes
 from geochip.scenes.georeference import without_crs
 from geochip.scenes.guard import Outputs, refuse_overwriting, refuse_read_later
 from geochip.scenes.header import SetAside
+from geochip.scenes.missing import missing_share
 from geochip.scenes.notices import Notice, notice_lines
 from geochip.scenes.reader import Scene, SceneError, SceneReader
 from geochip.scenes.regions import RECORD, PixelGrid, Squares
@@ -40,6 +41,7 @@ __all__ = [
     "find_scenes",
     "label_path",
     "labels_of_stranger",
+    "missing_share",
     "notice_lines",
     "odd_ones",
     "recorded_squares",

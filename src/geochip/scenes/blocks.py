@@ -14,7 +14,6 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyproj
 import shapely
 
@@ -24,6 +23,7 @@ from geochip.geodesy import period, rolled_together
 from geochip.scenes.georeference import without_crs
 from geochip.scenes.header import SetAside
 from geochip.scenes.reader import Scene
+from geochip.scenes.recorded import RecordedScene
 from geochip.scenes.regions import Square, Squares
 from geochip.scenes.table import footprint
 
@@ -90,30 +90,31 @@ def divide(described: Sequence[Scene | SetAside], config: RunConfig, ground: Gro
     return Division(members=members, buffered=tuple(close.values()))
 
 
-def recorded_division(described: Sequence[Scene | SetAside], config: RunConfig) -> Division | None:
-    """The division that the chip store was made with; None without a store.
+def recorded_division(
+    described: Sequence[Scene | SetAside], config: RunConfig, recorded: Sequence[RecordedScene]
+) -> Division | None:
+    """The division that the chip store was made with, in which every scene is whole.
 
     Args:
         described: the scenes; those that the store's catalogue does not know are counted to train.split.
-        config: names the store.
+        config: `data.splits` and `train.split`.
+        recorded: the store's catalogue.
+
+    Returns:
+        None for a store with other splits.
     """
-    if not (config.chip_store.is_dir() and config.catalogue_path.is_file()):
-        return None
-    table = pd.read_parquet(config.catalogue_path, columns=["scene_id", "split", "status", "reason"])
-    known = {str(row["scene_id"]): row for row in table.to_dict("records")}
+    known = {one.scene_id: one for one in recorded}
     members: dict[str, list[Scene | SetAside]] = {split: [] for split in config.data.splits}
     buffered = []
     for item in described:
         row = known.get(item.scene_id)
-        if row is not None and row["status"] == "buffered":
+        if row is not None and row.status == "buffered":
             path = item.image if isinstance(item, Scene) else item.path
-            buffered.append(
-                SetAside(scene_id=item.scene_id, split=str(row["split"]), path=path, reason=str(row["reason"]))
-            )
+            buffered.append(SetAside(scene_id=item.scene_id, split=row.split, path=path, reason=row.reason))
             continue
-        split = config.train.split if row is None else str(row["split"])
+        split = config.train.split if row is None else row.split
         if split not in members:
-            # Of a store with other splits, which whoever opens it will be told.
+            # Whoever opens the store will be told.
             return None
         members[split].append(replace(item, split=split))
     return Division(members=tuple(item for split in members.values() for item in split), buffered=tuple(buffered))

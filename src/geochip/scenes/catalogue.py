@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from geochip.errors import InputError, WorkError
+from geochip.files import require_regular
 from geochip.scenes.header import SetAside, file_facts
 from geochip.scenes.reader import Scene
 from geochip.scenes.regions import Squares
@@ -139,6 +140,7 @@ def _bytes_digest(path: Path) -> bytes:
             # A geodatabase.
             files = sorted(file for file in path.rglob("*") if file.is_file())
             return hashlib.sha256(b"".join(_bytes_digest(file) for file in files)).digest()
+        require_regular(path)
         with path.open("rb") as file:
             # In pieces: a label of a whole city is not held in memory.
             return hashlib.file_digest(file, "sha256").digest()
@@ -148,6 +150,7 @@ def _bytes_digest(path: Path) -> bytes:
 
 def _ends_digest(path: str) -> bytes:
     try:
+        require_regular(path)
         with Path(path).open("rb") as file:
             head = file.read(_END_BYTES)
             file.seek(max(len(head), file.seek(0, 2) - _END_BYTES))

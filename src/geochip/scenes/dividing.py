@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import shapely
 
 from geochip.config import RunConfig
@@ -24,7 +23,8 @@ from geochip.scenes.blocks import (
 )
 from geochip.scenes.header import SetAside
 from geochip.scenes.reader import Scene
-from geochip.scenes.regions import RECORD, Square, Squares, boxes_of, count_around, pixel_polygons, squares_around
+from geochip.scenes.recorded import recorded_scenes
+from geochip.scenes.regions import Square, Squares, boxes_of, count_around, pixel_polygons, squares_around
 
 _MOST_SQUARES = 200_000
 # Pixels need not be square, nor as large everywhere: squares so much narrower than a chip have no room for it.
@@ -63,39 +63,27 @@ def recorded_squares(config: RunConfig) -> Squares | None:
     """The squares that divide the scenes of the chip store; None without a store, and where every scene is whole.
 
     Raises:
-        DamagedError: when their record cannot be read.
+        DamagedError: when the table that says so does not hold what geochip wrote.
     """
-    table = _catalogue_of_store(config)
-    return None if table is None else _squares_in(table, config)
-
-
-def _catalogue_of_store(config: RunConfig) -> pd.DataFrame | None:
-    if not (config.chip_store.is_dir() and config.catalogue_path.is_file()):
-        return None
-    return pd.read_parquet(config.catalogue_path, columns=["scene_id", "split", "status"])
-
-
-def _squares_in(table: pd.DataFrame, config: RunConfig) -> Squares | None:
-    if RECORD not in table.attrs:
-        return None
-    remedy = f"remove it and {config.chip_store}, and run geochip.chipping again"
-    return Squares.from_json(table.attrs[RECORD], f"{config.catalogue_path} ({RECORD})", remedy)
+    recorded = recorded_scenes(config)
+    return None if recorded is None else recorded.squares
 
 
 def _recorded(described: Described, config: RunConfig) -> Division | None:
     """The division that the chip store was made with; None without a store."""
-    table = _catalogue_of_store(config)
-    if table is None:
+    recorded = recorded_scenes(config)
+    if recorded is None:
         return None
-    if (squares := _squares_in(table, config)) is None:
-        return recorded_division(described, config)
-    if not set(squares.owners) <= set(config.data.splits):
+    if recorded.squares is None:
+        return recorded_division(described, config, recorded.scenes)
+    if not set(recorded.squares.owners) <= set(config.data.splits):
         # Of a store with other splits, which whoever opens it will be told.
         return None
     known: dict[str, dict[str, str]] = {}
-    for scene_id, split, status in zip(table["scene_id"], table["split"], table["status"], strict=True):
-        known.setdefault(str(scene_id), {})[str(split)] = str(status)
-    return _parts(described, config, squares, known)
+    for one in recorded.scenes:
+        if one.split in recorded.squares.owners:
+            known.setdefault(one.scene_id, {})[one.split] = one.status
+    return _parts(described, config, recorded.squares, known)
 
 
 def _divide(described: Described, config: RunConfig, ground: Ground) -> Division:

@@ -39,8 +39,8 @@ WRITE_AGAIN = "Write the file again, or, if zeros are no data, declare them (gda
 def unwritten(share: float) -> str:
     """What a share of pixels without bytes means, in words."""
     return (
-        f"{share:.2%} of its pixels were never written, as when the program that wrote it was killed; it declares no "
-        "nodata value, and so they count as zeros"
+        f"{share:.2%} of its pixels were never written, as when the program that wrote it was killed, or a mosaic "
+        "has gaps; it declares no nodata value, and so they count as zeros"
     )
 
 

@@ -19,7 +19,7 @@ from geochip.store.chips import (
     sync_shard,
     write_shard,
 )
-from geochip.store.journal import Journal, journal_path, read_header, read_journal
+from geochip.store.journal import Journal, damaged_header, journal_path, read_header, read_journal
 from geochip.store.lock import StoreLock
 from geochip.store.origin import describe_difference, make_header, other_scenes, refuse_other
 from geochip.store.predictions import (
@@ -51,6 +51,7 @@ __all__ = [
     "block_key",
     "chip_records",
     "create_chip_store",
+    "damaged_header",
     "describe_difference",
     "finish_chip_store",
     "grids_of_header",

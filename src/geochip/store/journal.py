@@ -65,6 +65,12 @@ def _remedy(path: Path) -> str:
     return f"put a copy of it back, or remove it and {store} and run the same command again, which makes both anew"
 
 
+def damaged_header(store: Path, fault: str) -> DamagedError:
+    """Say that the header of a store's journal is damaged, and what to do."""
+    path = journal_path(store)
+    return DamagedError(f"journal {path} is damaged ({fault}); {_remedy(path)}")
+
+
 def _header(line: bytes, path: Path) -> dict[str, Any]:
     if line and not line.endswith(b"\n"):
         raise DamagedError(f"journal {path} is damaged (its first line is cut short); {_remedy(path)}")
