@@ -1,6 +1,7 @@
 """What is told where squares of ground cannot divide an image, and that what is told helps."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from affine import Affine
 from geochip.chip_prepare import prepare
 from geochip.errors import InputError
 from geochip.run_file import parse_command
+from geochip.scenes.blocks import in_words
 from helpers import box, write_image, write_label
 from orthophotos import COLS, ROWS, write_ortho
 from told import told
@@ -144,3 +146,11 @@ def test_several_images_are_told_the_manifest_too(tmp_path):
     assert str(caught.value).endswith(", or divide the scenes by split.by: manifest")
     (remedy,) = settings_in(str(caught.value))
     assert all(split.chips for split in plan(tmp_path, *remedy, "--chips.size=16").plan.splits)
+
+
+@pytest.mark.parametrize(
+    ("pixel_size", "size"), [(0.5, "1500 x 1490 m"), (1000, "3000000 x 2980000 m"), (1e-4, "0.3 x 0.298 m")]
+)
+def test_the_size_of_an_image_is_told_in_plain_numbers(pixel_size, size):
+    scene = SimpleNamespace(image="city.tif", width=3000, height=2980, pixel_size=pixel_size)
+    assert in_words([scene]) == f"city.tif (3000 x 2980 pixels, about {size})"

@@ -317,7 +317,8 @@ def test_whatever_is_wrong_with_a_store_is_found(copy, dask_address, damage, wor
         verify(copy, dask_address)
     text = str(caught.value)
     assert words in text
-    assert "faults (see above)" in text
+    count = len(text.splitlines()) - 1
+    assert f"has {count} fault{'s' if count > 1 else ''} (see above)" in text
 
 
 def test_an_unfinished_store_is_not_verified(tmp_path, data, dask_address):

@@ -91,7 +91,9 @@ def test_scenes_that_are_gone_stay_and_changed_ones_are_refused(tmp_path, flags,
     deliver(tmp_path, "9", (40, 30))
     capsys.readouterr()
     main(flags)
-    told("scenes stay", capsys.readouterr().out)
+    out = capsys.readouterr().out
+    told("scenes stay", out)
+    assert "predicted 1 scene, " in out
     check(store, {"2": (90, 70), "5": (40, 30), "9": (40, 30)})
     (store / "40x30" / "class" / "c.0.0.0").unlink()
     main(flags)

@@ -54,7 +54,7 @@ from geochip.errors import InputError, WorkError, run_command
 from geochip.files import write_durably
 from geochip.labels import LabelRules, indexed_labels
 from geochip.plan import ChipPlan, ChipTask
-from geochip.progress import ProgressReport
+from geochip.progress import ProgressReport, counted
 from geochip.recheck import describe_doubtful, recheck
 from geochip.run_file import parse_command
 from geochip.scenes import SetAside, catalogue_frame, refuse_read_later
@@ -393,7 +393,7 @@ def verify(config: RunConfig) -> None:
         run_tasks(client, verify_shard, calls, on_result)
     faults += faults_of_store(store, records, checked, broken)
     if faults:
-        raise WorkError("\n".join([*faults, f"{store.path} has {len(faults)} faults (see above)"]))
+        raise WorkError("\n".join([*faults, f"{store.path} has {counted(len(faults), 'fault')} (see above)"]))
     print(
         f"{store.path}: {len(shards)} shards read; checksums, journal, positions and statistics are as they should be"
     )

@@ -344,7 +344,7 @@ def show(class_names: Sequence[str], confusions: Mapping[str, Confusion]) -> Non
     """Print the scores: plain text where standard output is no terminal."""
     out = console()
     overall = _sum(confusions)
-    tables = {f"{len(confusions)} scenes": _class_table(class_names, overall)}
+    tables = {counted(len(confusions), "scene"): _class_table(class_names, overall)}
     if len(class_names) <= _CLASSES_SHOWN:
         tables["confusion matrix, pixels"] = _confusion_table(class_names, overall)
     if len(confusions) > 1:

@@ -125,8 +125,9 @@ def in_words(scenes: Sequence[Scene]) -> str:
     if len(scenes) != 1:
         return f"the {len(scenes)} scenes"
     (scene,) = scenes
-    across, down = ((scene.pixel_size or 0.0) * side for side in (scene.width, scene.height))
-    return f"{scene.image} ({scene.width} x {scene.height} pixels, about {across:.3g} x {down:.3g} m)"
+    # Of three digits that count, and no 1.5e+03.
+    across, down = (float(f"{(scene.pixel_size or 0.0) * side:.3g}") for side in (scene.width, scene.height))
+    return f"{scene.image} ({scene.width} x {scene.height} pixels, about {across:.10g} x {down:.10g} m)"
 
 
 def ground_of(scenes: Sequence[Scene]) -> Ground:
