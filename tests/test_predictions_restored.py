@@ -195,7 +195,7 @@ def test_a_copy_of_another_time_is_compared(run_dir, flags, capsys):
         os.utime(file)
     main(flags)
     out = capsys.readouterr().out
-    assert "18 files of blocks have another time of change than when they were written: they are read" in out
+    assert "another time of change than when they were written: 18 files of blocks, read again" in out
     assert "all of them are predicted already" in out
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import geochip
 from geochip.infer_plan import InferPlan, predictions_depend_on
 from geochip.infer_worker import Piece
+from geochip.progress import counted
 from geochip.scenes import RECORD
 from geochip.store import (
     Journal,
@@ -136,7 +137,7 @@ def look(plan: InferPlan, store: Path, journal: Journal) -> State:
     recorded = [one for one in all_blocks if one[0] not in missing]
     lost = lost_blocks(store, recorded, journal.records, side, probability=probability)
     if lost:
-        print(f"{len(lost)} blocks that were predicted are lost or damaged: they are predicted anew")
+        print(f"lost or damaged since it was predicted: {counted(len(lost), 'block')}, predicted anew")
     missing |= lost
     incomplete = {scene.scene_id for key, scene, _ in all_blocks if key in missing}
     complete = {scene.scene_id for scene in scenes} - incomplete

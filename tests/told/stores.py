@@ -35,7 +35,7 @@ TOLD: dict[str, Told] = {
         remedy="Remove the file and run geochip.infer again.",
     ),
     "blocks again": Told(
-        message="... blocks that were predicted are lost or damaged: they are predicted anew",
+        message="lost or damaged since it was predicted: ..., predicted anew",
         meaning="Files of the prediction store are gone, or others than the journal says.",
         remedy="Nothing.",
     ),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from geochip.files import require_regular
+from geochip.progress import counted
 from geochip.store._metadata import is_file
 from geochip.store.predictions import PredictedScene, block_files
 from geochip.windows import Window
@@ -79,7 +80,9 @@ def lost_blocks(
                     doubtful.append((key, file, crc))
     doubtful = [one for one in doubtful if one[0] not in gone]
     if doubtful:
-        print(f"{len(doubtful)} files of blocks have another time of change than when they were written: they are read")
+        print(
+            f"another time of change than when they were written: {counted(len(doubtful), 'file')} of blocks, read again"
+        )
         with ThreadPoolExecutor(_READERS) as readers:
             found = readers.map(_crc, (file for _, file, _ in doubtful))
             gone |= {key for (key, _, crc), now in zip(doubtful, found, strict=True) if now != crc}
