@@ -80,9 +80,8 @@ def lost_blocks(
                     doubtful.append((key, file, crc))
     doubtful = [one for one in doubtful if one[0] not in gone]
     if doubtful:
-        print(
-            f"another time of change than when they were written: {counted(len(doubtful), 'file')} of blocks, read again"
-        )
+        files = counted(len(doubtful), "file")
+        print(f"another time of change than when they were written: {files} of blocks, read again")
         with ThreadPoolExecutor(_READERS) as readers:
             found = readers.map(_crc, (file for _, file, _ in doubtful))
             gone |= {key for (key, _, crc), now in zip(doubtful, found, strict=True) if now != crc}
