@@ -13,10 +13,11 @@ import rasterio
 import rasterio.windows
 from affine import Affine
 from rasterio.enums import MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 
 from geochip.config import IGNORE
 from geochip.files import NotRegularError, require_regular
+from geochip.gdal import GDAL_ERRORS
 from geochip.labels.classes import LabelRules, nodata_is_class, pixel_values, unknown_pixel
 from geochip.labels.errors import LabelError, one_line
 from geochip.labels.grid import Grid, same_crs
@@ -48,7 +49,7 @@ def open_raster(path: str) -> Any:
             # Scene and label without a georeference have the same one.
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             return rasterio.open(path)
-    except (RasterioError, OSError) as error:
+    except GDAL_ERRORS as error:
         raise LabelError(f"label {path} could not be read as a raster ({one_line(error)}); mend or remove it") from None
 
 
@@ -183,7 +184,7 @@ class RasterLabel:
             valid = None
             if self._masked:
                 valid = self._dataset.read_masks(1, window=place) > 0
-        except (RasterioError, OSError) as error:
+        except GDAL_ERRORS as error:
             raise LabelError(
                 f"label {self._path} could not be read at rows {window.row_off} to {window.row_stop - 1}, columns "
                 f"{window.col_off} to {window.col_stop - 1} ({one_line(error)}); mend or remove it"

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import rasterio.windows
-from rasterio.errors import RasterioError
 
+from geochip.gdal import GDAL_ERRORS
 from geochip.scenes.notices import Notice
 from geochip.scenes.reader import Scene, alpha_bands, quiet_open
 
@@ -55,7 +55,7 @@ def _between(scene: Scene) -> float:
     """Share of the pixels around the centre where an alpha band is neither nothing nor all; 0 when they do not read."""
     shares = [0.0]
     for path in (scene.image, *scene.stack):
-        with contextlib.suppress(RasterioError, OSError), quiet_open(path) as dataset:
+        with contextlib.suppress(*GDAL_ERRORS), quiet_open(path) as dataset:
             row, col = (max(0, (length - _SIDE) // 2) for length in (dataset.height, dataset.width))
             place = rasterio.windows.Window(col, row, min(_SIDE, dataset.width), min(_SIDE, dataset.height))
             shares += [

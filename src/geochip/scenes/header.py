@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pyproj
 from affine import Affine
-from rasterio.errors import RasterioError
 
 from geochip.config import DataConfig
 from geochip.files import require_regular
+from geochip.gdal import GDAL_ERRORS
 from geochip.geodesy import to_lon_lat
 from geochip.names import RASTER_FAMILY, composed, fault_of_path, shown
 from geochip.scenes.facts import BandFacts, band_facts, band_notices
@@ -148,7 +148,7 @@ def _header(path: str, option: str = "") -> _Header:
                 bytes=Path(path).stat().st_size,
                 stamp=tuple(_stamps(dataset, path)),
             )
-    except (RasterioError, OSError) as error:
+    except GDAL_ERRORS as error:
         raise _MisfitError(
             f"{path} is no raster that GDAL can read, such as a GeoTIFF ({gdal_reason(error)})"
         ) from None
@@ -254,7 +254,7 @@ def _stamps(dataset: Any, path: str, depth: int = 0) -> Iterator[tuple[str, int,
                 yield Path(one).name, *facts
         # A mosaic of mosaics.
         if dataset.driver == "VRT" and file.endswith(".vrt") and Path(file) != Path(path) and depth < _NESTED:
-            with contextlib.suppress(RasterioError, OSError), quiet_open(file) as inner:
+            with contextlib.suppress(*GDAL_ERRORS), quiet_open(file) as inner:
                 yield from _stamps(inner, file, depth + 1)
 
 

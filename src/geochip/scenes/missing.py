@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 import shapely
-from rasterio.errors import RasterioError
 
 from geochip.config import DataConfig
 from geochip.files import require_regular
+from geochip.gdal import GDAL_ERRORS
 from geochip.scenes.facts import BandFacts
 from geochip.scenes.reader import quiet_open
 
@@ -75,7 +75,7 @@ def missing_share(path: str, driver: str, bands: Collection[int], depth: int = 0
     Returns:
         0 to 1; 0 for formats that do not tell.
     """
-    with contextlib.suppress(OSError, RasterioError, ValueError, struct.error, ET.ParseError):
+    with contextlib.suppress(*GDAL_ERRORS, ValueError, struct.error, ET.ParseError):
         if driver in ("GTiff", "COG"):
             return _missing_of_tiff(Path(path), bands)
         if driver == "VRT":
@@ -173,7 +173,7 @@ def _missing_of_parts(parts: Sequence[ET.Element], places: Sequence[Any], path: 
         file = Path(named.text or "")
         if named.get("relativeToVRT") == "1":
             file = Path(path).parent / file
-        with contextlib.suppress(RasterioError, OSError):
+        with contextlib.suppress(*GDAL_ERRORS):
             require_regular(file)
             with quiet_open(str(file)) as inner:
                 driver = inner.driver

@@ -18,10 +18,11 @@ import rasterio.windows
 import shapely
 from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import NotGeoreferencedWarning
 
 from geochip.errors import WorkError
 from geochip.files import require_regular
+from geochip.gdal import GDAL_ERRORS
 from geochip.scenes.notices import Notice
 from geochip.scenes.resample import resample
 from geochip.windows import Window
@@ -139,7 +140,7 @@ class SceneReader:
                 try:
                     require_regular(path)
                     dataset = self._stack.enter_context(quiet_open(path, mapped=scene.image_bytes <= _MAPPED_BYTES))
-                except (RasterioError, OSError) as error:
+                except GDAL_ERRORS as error:
                     raise SceneError(
                         f"scene {scene.scene_id}: {path} could not be opened ({gdal_reason(error)})"
                     ) from error
@@ -235,7 +236,7 @@ class SceneReader:
         for file in self._files:
             try:
                 valid = file.read_into(image_bhw, place)
-            except (RasterioError, OSError) as error:
+            except GDAL_ERRORS as error:
                 raise SceneError(
                     f"scene {self.scene.scene_id}: {file.path} could not be read at rows {window.row_off} to "
                     f"{window.row_stop - 1}, columns {window.col_off} to {window.col_stop - 1} ({gdal_reason(error)})"

@@ -16,7 +16,7 @@ import rasterio.windows
 from affine import Affine
 
 from geochip.config import IGNORE
-from geochip.gdal import bound_cache
+from geochip.gdal import GDAL_ERRORS, bound_cache
 from geochip.names import TEMPORARY_PREFIX
 from geochip.store.predictions import PredictedScene, PredictionStore
 from geochip.windows import blocks
@@ -109,7 +109,7 @@ def fault_of_cog(store: PredictionStore, scene: PredictedScene, path: Path) -> s
                 place = rasterio.windows.Window(block.col_off, block.row_off, block.width, block.height)
                 if not np.array_equal(dataset.read(1, window=place), store.read(scene, block)):
                     return f"holds other classes than {store.path}, at {block}"
-    except rasterio.errors.RasterioError as error:
+    except GDAL_ERRORS as error:
         return f"cannot be read ({' '.join(str(error.__cause__ or error).split())})"
     return None
 
