@@ -404,7 +404,7 @@ def test_places_that_cannot_be_written(chips, tmp_path):
 
 def test_a_training_that_diverges_is_stopped_before_it_is_saved(chips, tmp_path, monkeypatch):
     # Larger than a run file may say, so that it is beyond what float32 holds at once.
-    monkeypatch.setattr(train_ddp, "learning_rate", lambda *_: 1e38)
+    monkeypatch.setattr(train_ddp, "learning_rate", lambda *_: 1e37)
     with pytest.raises(WorkError, match=r"loss of epoch 1 is (nan|inf): .*smaller --train.lr \(this one has 0\.01\)"):
         main(flags(chips, tmp_path))
     assert not list((tmp_path / "train").glob("epoch-*"))
