@@ -67,7 +67,7 @@ def test_only_regular_files_are_opened(tmp_path):
             require_regular(tmp_path / name)
         with pytest.raises(NotRegularError, match=kind):
             read_regular(tmp_path / name)
-        with pytest.raises(InputError, match=f"could not be read .*{kind}"):
+        with pytest.raises(InputError, match=f"could not be read .*{kind}.*; make it anew"):
             read_document(tmp_path / name, Outer, "make it anew")
     with pytest.raises(FileNotFoundError):
         read_document(tmp_path / "nothing", Outer, "make it anew")

@@ -395,3 +395,17 @@ def test_a_bundle_never_removes_other_peoples_files(tmp_path):
     with pytest.raises(InputError, match=r"thesis.txt is a file; choose a directory"):
         check_bundle_dir(tmp_path / "thesis.txt")
     assert (tmp_path / "thesis.txt").read_text() == "all of it"
+
+
+@pytest.mark.parametrize("name", [".model.new", ".model.old"])
+def test_what_a_killed_run_left_is_never_removed_or_written_through_a_link(name, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "thesis.txt").write_text("all of it")
+    (tmp_path / name).symlink_to(elsewhere)
+    with pytest.raises(InputError, match="is a symbolic link where geochip makes a directory of its own; remove it"):
+        save_bundle(tmp_path / "model", build_model(LINEAR), LINEAR)
+    assert [path.name for path in elsewhere.iterdir()] == ["thesis.txt"]
+    (tmp_path / name).unlink()
+    save_bundle(tmp_path / "model", build_model(LINEAR), LINEAR)
+    assert [path.name for path in tmp_path.iterdir() if path != elsewhere] == ["model"]

@@ -23,7 +23,7 @@ def read_document(path: Path, kind: type[_T], remedy: str) -> _T:
     Args:
         path: the file.
         kind: the dataclass of what it holds; fields that it does not name are passed over.
-        remedy: what to do when it is damaged, such as "run geochip.chipping again".
+        remedy: what to do when it is damaged or cannot be read, such as "run geochip.chipping again".
 
     Raises:
         FileNotFoundError: when there is none.
@@ -35,7 +35,7 @@ def read_document(path: Path, kind: type[_T], remedy: str) -> _T:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise InputError(f"{path} could not be read ({error.strerror})") from None
+        raise InputError(f"{path} could not be read ({error.strerror}); {remedy}") from None
     return parse_document(data, kind, str(path), remedy)
 
 
